@@ -1,0 +1,180 @@
+// The vocabulary: one struct per op, plain data; one function per op that checks, allocates the output and dispatches.
+//
+// A function called while a recording is open on this thread appends its op to it; otherwise the op runs at once.
+// Activations are f32. Every tensor of an op lies on one device.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <ostream>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "export.h"
+#include "tensor.h"
+#include "weight.h"
+
+namespace fermi {
+
+/// `fast` may choose another kernel, hence another order of summation, by the number of rows; `batch_invariant` may not.
+enum class Numerics : std::uint8_t { fast, batch_invariant };
+
+enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu };
+
+/// How rotary frequencies depend on the length of the sequence a token belongs to (see RopeAngles).
+enum class RopeRule : std::uint8_t {
+    fixed,        ///< one row of frequencies
+    dynamic_ntk,  ///< base grows with length beyond the original context ("NTK-aware dynamic scaling")
+    longrope,     ///< row 0 up to the original context, row 1 beyond (arXiv 2402.13753)
+};
+
+/// Rows of an embedding table: out[t] = table[token_ids[t]].
+struct Embed {
+    static constexpr std::string_view name = "embed";
+    Tensor out;        // f32 [tokens, hidden]
+    Tensor token_ids;  // i32 [tokens]
+    Weight table;      // [vocabulary, hidden]
+};
+
+/// out = x / sqrt(mean(x²) + epsilon) · weight over the last dimension (arXiv 1910.07467).
+struct RmsNorm {
+    static constexpr std::string_view name = "rms_norm";
+    Tensor out;     // f32, shape of x, contiguous
+    Tensor x;       // f32 [.., dim], rank 2 or 3, last dimension contiguous
+    Tensor weight;  // float [dim]
+    float epsilon;
+};
+
+/// residual += x; out = rms_norm(residual).
+struct AddRmsNorm {
+    static constexpr std::string_view name = "add_rms_norm";
+    Tensor out;       // f32 [tokens, dim]
+    Tensor residual;  // f32 [tokens, dim], updated in place
+    Tensor x;         // f32 [tokens, dim]
+    Tensor weight;    // float [dim]
+    float epsilon;
+};
+
+/// out = x · [W₀; W₁; …]ᵀ + [b₀; b₁; …]: one or several weights that share an input, their outputs side by side.
+struct Linear {
+    static constexpr std::string_view name = "linear";
+    Tensor out;                   // f32 [tokens, Σ rows]
+    Tensor x;                     // f32 [tokens, columns], rows contiguous, any row stride
+    std::vector<Weight> weights;  // each [rows, columns]
+    std::vector<Tensor> biases;   // empty, or one per weight: float [rows] or undefined
+    Numerics numerics;
+};
+
+/// The rotation of each token: out[t] = (cos(θ), sin(θ)) · attention_factor with θ[i] = positions[t] · frequency[i].
+/// Once per step; every layer's rope reads it. `lengths[t]` is the sequence length for which token t's frequencies
+/// are chosen: dynamic_ntk and longrope depend on it, `fixed` does not.
+struct RopeAngles {
+    static constexpr std::string_view name = "rope_angles";
+    Tensor out;          // f32 [tokens, 2 · half]: half cosines, then half sines
+    Tensor positions;    // i32 [tokens]
+    Tensor lengths;      // i32 [tokens]
+    Tensor frequencies;  // f32 [1 or 2, half]
+    RopeRule rule;
+    float attention_factor;        // multiplies cosines and sines (yarn, longrope)
+    float base;                    // dynamic_ntk: θ of the unscaled model
+    float factor;                  // dynamic_ntk: scaling factor
+    std::int32_t original_length;  // dynamic_ntk, longrope: the context the model was trained on
+};
+
+/// Rotates queries in place and writes rotated keys, and values, to their slots of the KV cache (arXiv 2104.09864, the
+/// half-split form of Hugging Face checkpoints). The first 2·half elements of a head turn, the rest stay.
+struct RopeAppend {
+    static constexpr std::string_view name = "rope_append";
+    Tensor q;            // f32 [tokens, heads, head_dim], updated in place, head_dim contiguous
+    Tensor k;            // f32 [tokens, kv_heads, head_dim], head_dim contiguous
+    Tensor v;            // f32 [tokens, kv_heads, head_dim], head_dim contiguous
+    Tensor angles;       // f32 [tokens, 2 · half], 2 · half ≤ head_dim
+    Tensor slots;        // i32 [tokens]: block · block_size + offset; negative: not stored
+    Tensor key_cache;    // float [blocks, kv_heads, block_size, head_dim]
+    Tensor value_cache;  // float [blocks, kv_heads, block_size, head_dim]
+};
+
+/// Causal grouped-query attention of a ragged batch of queries over the paged KV cache.
+/// Query j of sequence s (row query_starts[s] + j of n queries) sits at position context_lengths[s] - n + j and sees the
+/// keys at positions ≤ its own and, with a window, > its own - window. The order of summation depends on the position
+/// only: a row's result is bitwise the same alone, in a batch, chunked, and for any number of threads.
+struct Attention {
+    static constexpr std::string_view name = "attention";
+    Tensor out;              // f32 [tokens, heads · head_dim]
+    Tensor q;                // f32 [tokens, heads, head_dim], head_dim contiguous
+    Tensor key_cache;        // float [blocks, kv_heads, block_size, head_dim]
+    Tensor value_cache;      // as key_cache
+    Tensor block_tables;     // i32 [sequences, max_blocks]
+    Tensor query_starts;     // i32 [sequences + 1]
+    Tensor context_lengths;  // i32 [sequences], this step's tokens included
+    float scale;
+    std::int32_t window;  // keys a query sees, itself included; 0: all
+};
+
+/// out = activation(x[:, :n]) · x[:, n:].
+struct GatedActivation {
+    static constexpr std::string_view name = "gated_activation";
+    Tensor out;  // f32 [tokens, n]
+    Tensor x;    // f32 [tokens, 2n], rows contiguous
+    Activation activation;
+};
+
+/// out[i] = x[rows[i]].
+struct GatherRows {
+    static constexpr std::string_view name = "gather_rows";
+    Tensor out;   // f32 [n, dim]
+    Tensor x;     // f32 [tokens, dim]
+    Tensor rows;  // i32 [n]
+};
+
+/// destination = source, elementwise over equal shapes; converts between float dtypes.
+struct Copy {
+    static constexpr std::string_view name = "copy";
+    Tensor destination;
+    Tensor source;
+};
+
+using Op = std::variant<Embed, RmsNorm, AddRmsNorm, Linear, RopeAngles, RopeAppend, Attention, GatedActivation,
+                        GatherRows, Copy>;
+
+/// What an op must move and do at the least, from shapes and, where they matter, from the values of lengths.
+struct Cost {
+    std::uint64_t bytes = 0;       ///< read + written, each operand once
+    std::uint64_t operations = 0;  ///< multiply-adds count as two
+};
+
+FERMI_API Cost cost_of(const Op& op);
+FERMI_API std::string_view name_of(const Op& op);
+/// One line: name, outputs, inputs, scalars.
+FERMI_API std::ostream& operator<<(std::ostream& stream, const Op& op);
+
+/// Calls `visitor(Tensor&)` for each tensor of the op, a weight's parts included.
+FERMI_API void strip_leases(Op& op);
+
+// The front doors. Each throws InvalidArgument naming the op and what does not fit.
+FERMI_API Tensor embed(const Tensor& token_ids, const Weight& table);
+FERMI_API Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon);
+FERMI_API Tensor add_rms_norm(const Tensor& residual, const Tensor& x, const Tensor& weight, float epsilon);
+FERMI_API Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> biases = {});
+
+struct RopeScaling {
+    RopeRule rule = RopeRule::fixed;
+    float attention_factor = 1.0F;
+    float base = 0.0F;
+    float factor = 1.0F;
+    std::int32_t original_length = 0;
+};
+FERMI_API Tensor rope_angles(const Tensor& positions, const Tensor& lengths, const Tensor& frequencies,
+                             const RopeScaling& scaling = {});
+FERMI_API void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& angles, const Tensor& slots,
+                           const Tensor& key_cache, const Tensor& value_cache);
+FERMI_API Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_cache,
+                           const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
+                           float scale, std::int32_t window = 0);
+FERMI_API Tensor gated_activation(const Tensor& x, Activation activation);
+FERMI_API Tensor gather_rows(const Tensor& x, const Tensor& rows);
+FERMI_API void copy(const Tensor& destination, const Tensor& source);
+
+}  // namespace fermi

@@ -1,0 +1,211 @@
+"""The C++ core: tensors, weights, ops, recordings, backends, checkpoints.
+
+Shapes are written [tokens, dim]; activations are float32. Every op checks its operands and raises ValueError naming
+itself and what does not fit.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from os import PathLike
+from typing import Any, Literal, final
+
+import numpy as np
+import numpy.typing as npt
+
+__version__: str
+
+DTypeName = Literal["f32", "f16", "bf16", "f64", "i8", "u8", "i16", "i32", "i64", "bool"]
+ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu"]
+RopeRuleName = Literal["fixed", "dynamic_ntk", "longrope"]
+
+class FormatError(ValueError):
+    """A checkpoint file that breaks its format; the message starts with the file's name."""
+
+class BackendError(RuntimeError):
+    """A backend that cannot be loaded or that failed at run time."""
+
+@final
+class Tensor:
+    """A strided view over memory of one device. No arithmetic: ops do that."""
+
+    @staticmethod
+    def empty(shape: Sequence[int], dtype: DTypeName = "f32", backend: Backend | None = None) -> Tensor: ...
+    @staticmethod
+    def zeros(shape: Sequence[int], dtype: DTypeName = "f32", backend: Backend | None = None) -> Tensor: ...
+    @staticmethod
+    def from_numpy(array: npt.NDArray[Any], dtype: DTypeName | None = None) -> Tensor:
+        """Zero-copy view of the array, which is kept alive. ``dtype="bf16"`` reads a uint16 array as bfloat16."""
+    @staticmethod
+    def from_dlpack(source: Any) -> Tensor: ...
+    def numpy(self) -> npt.NDArray[Any]:
+        """Zero-copy view (CPU). bf16 comes as uint16: NumPy has no bfloat16."""
+    def float32(self) -> npt.NDArray[np.float32]:
+        """A float32 copy of a float tensor of any device."""
+    def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In elements."""
+    @property
+    def dtype(self) -> DTypeName: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def contiguous(self) -> bool: ...
+    @property
+    def writable(self) -> bool: ...
+    @property
+    def address(self) -> int:
+        """Address of the first element (tests of zero copy)."""
+    def narrow(self, axis: int, start: int, length: int) -> Tensor: ...
+    def unflatten(self, axis: int, sizes: Sequence[int]) -> Tensor: ...
+    def reshape(self, shape: Sequence[int]) -> Tensor: ...
+    def transpose(self, first: int, second: int) -> Tensor: ...
+    def split(self, sizes: Sequence[int], axis: int = -1) -> list[Tensor]:
+        """Consecutive views along an axis."""
+
+@final
+class Weight:
+    """A matrix of parameters, [out features, in features], in one of the formats fermi computes with."""
+
+    def __init__(self, data: Tensor) -> None:
+        """A dense weight over a float matrix whose rows are contiguous."""
+    @property
+    def format(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def data(self) -> Tensor: ...
+
+@final
+class Backend:
+    """A device that runs recordings."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes."""
+    def synchronize(self) -> None: ...
+    def __enter__(self) -> Backend:
+        """Makes the backend current for eager ops of this thread."""
+    def __exit__(self, *exception: object) -> None: ...
+
+def open_backend(device: str = "cpu", *, threads: int = 0, architecture: str = "auto") -> Backend:
+    """Opens a device. ``threads`` 0: physical cores. ``architecture`` forces a CPU instruction set."""
+
+def cpu_architectures() -> list[str]:
+    """CPU instruction sets present and usable, best first: of avx512, avx2, neon, portable."""
+
+def devices() -> list[str]: ...
+def physical_cores() -> int: ...
+
+@final
+class OpCost:
+    """One op of a recording: what it must move and do at the least."""
+
+    name: str
+    text: str
+    bytes: int
+    operations: int
+
+@final
+class Recording:
+    """Ops described once and run as often as wanted."""
+
+    def compile(self) -> None:
+        """Lowers for repeated runs (``run`` does it on demand)."""
+    def run(self) -> None:
+        """Runs every op; the GIL is released once. Inputs are read from their tensors at this moment."""
+    @property
+    def costs(self) -> list[OpCost]: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __str__(self) -> str: ...
+
+def record(backend: Backend, *, batch_invariant: bool = False) -> AbstractContextManager[Recording]:
+    """``with record(backend) as step:`` appends every op called on this thread to the recording instead of running it."""
+
+@final
+class Safetensors:
+    """A memory-mapped checkpoint file."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        """Raises FormatError (malformed) or OSError (cannot be opened)."""
+    @property
+    def metadata(self) -> dict[str, str]: ...
+    def keys(self) -> list[str]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def __getitem__(self, name: str) -> Tensor: ...
+    def __len__(self) -> int: ...
+
+def embed(token_ids: Tensor, table: Weight) -> Tensor:
+    """[tokens] i32, [vocabulary, hidden] -> [tokens, hidden]."""
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """[.., dim], [dim] -> [.., dim] contiguous; rank 2 or 3 (arXiv 1910.07467)."""
+
+def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """residual += x, in place; returns rms_norm(residual)."""
+
+def linear(x: Tensor, weights: Weight | Sequence[Weight], biases: Sequence[Tensor | None] | Tensor | None = None) -> Tensor:
+    """[tokens, in] and weights [out_i, in] that share it -> [tokens, sum(out_i)]: x @ W.T + b, side by side."""
+
+def rope_angles(
+    positions: Tensor,
+    lengths: Tensor,
+    frequencies: Tensor,
+    *,
+    rule: RopeRuleName = "fixed",
+    attention_factor: float = 1.0,
+    base: float = 0.0,
+    factor: float = 1.0,
+    original_length: int = 0,
+) -> Tensor:
+    """[tokens] i32 twice, [1 or 2, half] f32 -> [tokens, 2 * half]: cosines, then sines, of position * frequency.
+
+    ``lengths`` is the sequence length each token's frequencies are chosen for (dynamic_ntk, longrope)."""
+
+def rope_append(
+    q: Tensor, k: Tensor, v: Tensor, angles: Tensor, slots: Tensor, key_cache: Tensor, value_cache: Tensor
+) -> None:
+    """Rotates q [tokens, heads, head_dim] in place; writes rotated k and v [tokens, kv_heads, head_dim] to their slots of
+    the caches [blocks, kv_heads, block_size, head_dim]. slots [tokens] i32 = block * block_size + offset; negative: skip."""
+
+def attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+) -> Tensor:
+    """Causal grouped-query attention of ragged queries over the paged cache -> [tokens, heads * head_dim].
+
+    q [tokens, heads, head_dim]; block_tables [sequences, max_blocks], query_starts [sequences + 1],
+    context_lengths [sequences], all i32. ``window``: keys a query sees, itself included; 0: all."""
+
+def gated_activation(x: Tensor, activation: ActivationName) -> Tensor:
+    """[tokens, 2n] -> [tokens, n]: activation(x[:, :n]) * x[:, n:]."""
+
+def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """[tokens, dim], [n] i32 -> [n, dim]."""
+
+def copy(destination: Tensor, source: Tensor) -> None:
+    """Elementwise over equal shapes; converts between float dtypes."""
