@@ -1,0 +1,41 @@
+"""Configuration: one reader, one frozen `Settings`; below this package nobody reads the environment."""
+
+from fermi.config.reader import load_settings
+from fermi.config.settings import (
+    CacheSettings,
+    CliSettings,
+    EngineSettings,
+    FrontDoor,
+    GenerationSettings,
+    GrpcSettings,
+    LogSettings,
+    ModelSettings,
+    OpenAISettings,
+    Origin,
+    SettingInfo,
+    Settings,
+    known_settings,
+)
+from fermi.config.values import Address, Thinking, parse_address, parse_memory, parse_thinking
+
+__all__ = [
+    "Address",
+    "CacheSettings",
+    "CliSettings",
+    "EngineSettings",
+    "FrontDoor",
+    "GenerationSettings",
+    "GrpcSettings",
+    "LogSettings",
+    "ModelSettings",
+    "OpenAISettings",
+    "Origin",
+    "SettingInfo",
+    "Settings",
+    "Thinking",
+    "known_settings",
+    "load_settings",
+    "parse_address",
+    "parse_memory",
+    "parse_thinking",
+]

@@ -1,0 +1,298 @@
+"""Every setting of fermi: its section, type, default, meaning, environment variables and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from typing_extensions import Self
+
+from fermi.config.values import (
+    Address,
+    AddressValue,
+    Count,
+    Limit,
+    MemoryValue,
+    Number,
+    ThinkingValue,
+    Words,
+)
+
+
+def setting(default: Any, meaning: str, *, env: str = "", flag: str = "", alias: str = "", secret: bool = False) -> Any:
+    """Declare one setting.
+
+    ``env`` and ``flag`` are space-separated names, the first wins; ``alias`` is a second name of the key.
+    """
+    return Field(
+        default,
+        description=meaning,
+        json_schema_extra={"env": env, "flag": flag, "alias": alias, "secret": secret},
+    )
+
+
+class Section(BaseModel):
+    """A table of the configuration file; unknown keys are errors, nothing is written back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+
+class ModelSettings(Section):
+    """Which model, and how its files are had."""
+
+    id: str = setting(
+        "Qwen/Qwen3-1.7B",
+        "Model: a folder, an id on the Hugging Face hub, or `demo` (embedded); [alias=]PATH_OR_ID also names it.",
+        env="FERMI_MODEL MODEL_PATH",
+        flag="--model -m",
+    )
+    also: Words = setting((), "Further models to serve, each [alias=]PATH_OR_ID.")
+    revision: str | None = setting(None, "Branch, tag or commit on the hub.", env="FERMI_REVISION")
+    offline: bool = setting(
+        False,
+        "Use only files that are already here; never touch the network.",
+        env="FERMI_OFFLINE HF_HUB_OFFLINE",
+        flag="--offline/--online",
+    )
+    token: str | None = setting(None, "Access token for gated or private models.", env="HF_TOKEN", secret=True)
+    endpoint: str | None = setting(None, "Address of the hub or of a mirror of it.", env="HF_ENDPOINT")
+
+
+class EngineSettings(Section):
+    """How the model runs."""
+
+    device: str = setting("auto", "Device: auto, cpu, cuda, cuda:N, metal.", env="FERMI_DEVICE DEVICE")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Type of the weights; auto keeps the checkpoint's.", env="FERMI_DTYPE"
+    )
+    threads: Count | None = setting(None, "Threads on the CPU; by default one per physical core.", env="FERMI_THREADS")
+    isa: Literal["auto", "portable", "avx2", "avx512", "neon"] = setting(
+        "auto", "Instruction set on the CPU; auto is the best that the machine has.", env="FERMI_ISA"
+    )
+    max_model_len: Count | None = setting(
+        None, "Longest prompt and reply together, in tokens; by default the model's own."
+    )
+    max_num_seqs: Count = setting(64, "Sequences that run at the same time.")
+    max_num_batched_tokens: Count = setting(512, "Tokens per step; longer prompts are prefilled in chunks.")
+    block_size: Count = setting(16, "Tokens per block of the KV cache.")
+    prefix_cache: bool = setting(True, "Keep the KV blocks of prompts and reuse them for prompts that begin alike.")
+    eviction: Literal["lru", "lfu", "fifo"] = setting("lru", "Which kept blocks leave first when memory is needed.")
+    batch_invariant: bool = setting(
+        False, "Make logits bitwise independent of what else runs in the batch, at some cost in speed."
+    )
+
+
+class CacheSettings(Section):
+    """Memory and disk."""
+
+    kv_cache_memory: MemoryValue | None = setting(
+        None,
+        "Hard bound of the KV cache: bytes (2GiB) or a share of the free memory (25%). By default 25%, but no more "
+        "than max_num_seqs sequences of max_model_len tokens need.",
+        env="FERMI_KV_CACHE_MEMORY",
+    )
+    hub_dir: Path | None = setting(
+        None, "Where downloaded models are kept; by default huggingface_hub's own cache.", env="HF_HUB_CACHE"
+    )
+
+
+class GenerationSettings(Section):
+    """What a request gets that does not say."""
+
+    default_max_new_tokens: Count = setting(
+        256,
+        "Tokens per reply where the request names no limit.",
+        env="FERMI_DEFAULT_MAX_NEW_TOKENS MAX_TOKENS",
+        flag="--default-max-new-tokens --max-tokens",
+    )
+    max_new_tokens_cap: Count = setting(
+        9056, "The most tokens that a request may ask for.", env="FERMI_MAX_NEW_TOKENS_CAP"
+    )
+    default_temperature: Annotated[Number, Field(ge=0, le=2)] | None = setting(
+        None,
+        "Temperature; by default the model's generation_config, else 0.2.",
+        env="FERMI_DEFAULT_TEMPERATURE",
+        flag="--temperature --default-temperature",
+        alias="temperature",
+    )
+    default_top_p: Annotated[Number, Field(gt=0, le=1)] | None = setting(
+        None,
+        "Nucleus sampling; by default the model's generation_config, else 1.0.",
+        env="FERMI_DEFAULT_TOP_P",
+        flag="--top-p --default-top-p",
+        alias="top_p",
+    )
+    default_repeat_penalty: Annotated[Number, Field(ge=1, le=2)] | None = setting(
+        None,
+        "Repetition penalty; by default the model's generation_config, else 1.1. Never applied to greedy requests.",
+        env="FERMI_DEFAULT_REPEAT_PENALTY",
+        flag="--repeat-penalty --default-repeat-penalty",
+        alias="repeat_penalty",
+    )
+
+    @model_validator(mode="after")
+    def _default_within_cap(self) -> Self:
+        if self.default_max_new_tokens > self.max_new_tokens_cap:
+            raise ValueError(
+                f"default_max_new_tokens ({self.default_max_new_tokens}) is above "
+                f"max_new_tokens_cap ({self.max_new_tokens_cap})"
+            )
+        return self
+
+
+class FrontDoor(Section):
+    """What the command line, the HTTP server and the gRPC server share."""
+
+    timeout_ms: Limit = setting(60000, "Time for one request, queue included; 0 is none.", env="FERMI_TIMEOUT_MS")
+    default_system_prompt: str | None = setting(
+        None, "System prompt of conversations that bring none.", env="FERMI_DEFAULT_SYSTEM_PROMPT"
+    )
+    default_system_prompt_file: Path | None = setting(
+        None, "File with that system prompt.", env="FERMI_DEFAULT_SYSTEM_PROMPT_FILE"
+    )
+    disable_think: bool = setting(False, "Never think, whatever a request says.", env="FERMI_DISABLE_THINK")
+
+
+class CliSettings(FrontDoor):
+    """The command line's own conversations."""
+
+
+class OpenAISettings(FrontDoor):
+    """The HTTP server."""
+
+    addr: AddressValue = setting(Address("0.0.0.0", 8000), "Address to listen on.", env="FERMI_OPENAI_ADDR")
+    engine_pool: Count = setting(1, "Replicas of the engine.", env="FERMI_ENGINE_POOL")
+    default_thinking: ThinkingValue = setting(
+        "off",
+        "Thinking where a request does not say: on, off, or auto (where supported).",
+        env="FERMI_DEFAULT_THINKING",
+    )
+    supports_thinking: bool | None = setting(
+        None, "Whether the model can think; by default read from its chat template.", env="FERMI_SUPPORTS_THINKING"
+    )
+    api_keys: Words = setting(
+        (),
+        "Keys, one of which every request must carry; none opens the server.",
+        env="FERMI_API_KEYS FERMI_API_KEY",
+        flag="--api-key",
+        secret=True,
+    )
+    api_keys_file: Path | None = setting(None, "File with the keys, one per line.", env="FERMI_API_KEYS_FILE")
+    max_body_bytes: Count = setting(16 * 2**20, "Largest request body; longer ones get 413.")
+    max_queue: Count = setting(1024, "Requests that may wait; further ones get 429.")
+    drain_ms: Limit = setting(30000, "Time that running requests have to finish after SIGTERM.")
+
+
+class GrpcSettings(FrontDoor):
+    """The gRPC server."""
+
+    addr: AddressValue = setting(Address("0.0.0.0", 50051), "Address to listen on.", env="FERMI_GRPC_ADDR")
+    engine_pool: Count = setting(1, "Replicas of the engine.", env="FERMI_ENGINE_POOL")
+    session_ttl_ms: Limit = setting(0, "Idle time after which a session ends; 0 is never.", env="FERMI_SESSION_TTL_MS")
+    session_max: Limit = setting(0, "Sessions kept at most; 0 is no bound.", env="FERMI_SESSION_MAX")
+
+
+class LogSettings(Section):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "Least level that is logged.", env="FERMI_LOG_LEVEL", flag="--log-level"
+    )
+    format: Literal["auto", "json", "text"] = setting(
+        "auto", "JSON lines or readable text; auto is text on a terminal.", env="FERMI_LOG_FORMAT", flag="--log-format"
+    )
+
+
+SECTIONS: Mapping[str, type[Section]] = MappingProxyType(
+    {
+        "model": ModelSettings,
+        "engine": EngineSettings,
+        "cache": CacheSettings,
+        "generation": GenerationSettings,
+        "cli": CliSettings,
+        "openai": OpenAISettings,
+        "grpc": GrpcSettings,
+        "log": LogSettings,
+    }
+)
+
+
+class Origin(NamedTuple):
+    """Where a value came from: kind is flag, environment, file or default; name is the flag, variable or file."""
+
+    kind: Literal["flag", "environment", "file", "default"]
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".strip()
+
+
+class Settings(Section):
+    """All settings, read once and frozen."""
+
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    cache: CacheSettings = CacheSettings()
+    generation: GenerationSettings = GenerationSettings()
+    cli: CliSettings = CliSettings()
+    openai: OpenAISettings = OpenAISettings()
+    grpc: GrpcSettings = GrpcSettings()
+    log: LogSettings = LogSettings()
+
+    _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
+
+    def origin(self, name: str) -> Origin:
+        """Where the value of ``section.key`` came from."""
+        return self._origins.get(name, Origin("default"))
+
+    def table(self) -> list[tuple[str, str, Origin]]:
+        """Each setting as (``section.key``, value, origin); secrets are starred."""
+        rows = []
+        for info in known_settings():
+            value = getattr(getattr(self, info.section), info.key)
+            rows.append((info.name, "***" if info.secret and value else str(value), self.origin(info.name)))
+        return rows
+
+
+class SettingInfo(NamedTuple):
+    """One setting as the reader and the command line see it."""
+
+    section: str
+    key: str
+    meaning: str
+    default: Any
+    kind: Any  # the annotated type
+    env: tuple[str, ...]  # flat names, the first wins; the nested names always exist
+    flags: tuple[str, ...]
+    keys: tuple[str, ...]  # the key, and a second name of it where there is one
+    secret: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.section}.{self.key}"
+
+    @property
+    def nested_env(self) -> tuple[str, ...]:
+        return tuple(f"FERMI_{self.section}__{key}".upper() for key in self.keys)
+
+
+def known_settings() -> Iterator[SettingInfo]:
+    """Every setting there is, in order."""
+    for section, table in SECTIONS.items():
+        for key, field in table.model_fields.items():
+            extra = field.json_schema_extra
+            names: Mapping[str, Any] = extra if isinstance(extra, dict) else {}
+            yield SettingInfo(
+                section=section,
+                key=key,
+                meaning=field.description or "",
+                default=field.default,
+                kind=field.annotation,
+                env=tuple(names["env"].split()),
+                flags=tuple(names["flag"].split()) or (f"--{key.replace('_', '-')}",),
+                keys=(key, *names["alias"].split()),
+                secret=names["secret"],
+            )
