@@ -1,0 +1,81 @@
+"""What a model is called with: one step's tokens of several sequences, and the cache of their keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fermi import _C
+
+__all__ = ["Batch", "KVCache", "KVSpec"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A ragged step: the tokens of every sequence, one sequence after the other. All tensors are int32.
+
+    Attributes:
+        token_ids: [tokens].
+        positions: [tokens], from 0 in each sequence.
+        rope_lengths: [tokens], the sequence length that a token's rotary frequencies are chosen for: the prompt's
+            length for a token of the prompt, its position + 1 for a generated one. It belongs to the token, so that
+            a result does not depend on chunks, batches or preemption.
+        slots: [tokens], where the token's key and value go: block * block_size + offset; negative: nowhere.
+        query_starts: [sequences + 1], the first token of each sequence, then the number of tokens.
+        context_lengths: [sequences], keys that the last query of a sequence sees: its position + 1.
+        block_tables: [sequences, max_blocks], the blocks that hold a sequence's keys and values, in order.
+        logit_rows: [rows], the tokens whose logits are wanted.
+    """
+
+    token_ids: _C.Tensor
+    positions: _C.Tensor
+    rope_lengths: _C.Tensor
+    slots: _C.Tensor
+    query_starts: _C.Tensor
+    context_lengths: _C.Tensor
+    block_tables: _C.Tensor
+    logit_rows: _C.Tensor
+
+
+@dataclass(frozen=True)
+class KVSpec:
+    """What a model caches for each token: a key and a value of [kv_heads, head_dim] per layer."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: _C.DTypeName
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values, of all layers, that one token takes."""
+        size = 4 if self.dtype == "f32" else 2
+        return 2 * self.layers * self.kv_heads * self.head_dim * size
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Per layer (keys, values), each [blocks, kv_heads, block_size, head_dim]."""
+
+    layers: tuple[tuple[_C.Tensor, _C.Tensor], ...]
+
+    @classmethod
+    def allocate(cls, spec: KVSpec, blocks: int, block_size: int, backend: _C.Backend) -> KVCache:
+        """A cache of ``blocks * block_size`` tokens, zeroed, on the backend's device."""
+        shape = (blocks, spec.kv_heads, block_size, spec.head_dim)
+        layers = range(spec.layers)
+        return cls(
+            tuple(
+                (_C.Tensor.zeros(shape, spec.dtype, backend), _C.Tensor.zeros(shape, spec.dtype, backend))
+                for _ in layers
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[tuple[_C.Tensor, _C.Tensor]]:
+        return iter(self.layers)
+
+    def __getitem__(self, layer: int) -> tuple[_C.Tensor, _C.Tensor]:
+        return self.layers[layer]
