@@ -126,6 +126,14 @@ def test_model_dir_wins_in_the_environment_only(load: Load, tmp_path: Path) -> N
         load(FERMI_MODEL_DIR="/no/such/folder")
 
 
+def test_revision_belongs_to_the_model_beside_it(load: Load) -> None:
+    toml = '[model]\nid = "x/y"\nrevision = "v1"'
+    assert load(toml).model.revision == "v1"
+    assert load(toml, flags={"model.id": "demo"}).model.revision is None
+    assert load(toml, flags={"model.id": "x/z"}, FERMI_REVISION="v2").model.revision is None
+    assert load(toml, flags={"model.id": "x/z", "model.revision": "v3"}).model.revision == "v3"
+
+
 def test_host_and_port_replace_their_part(load: Load) -> None:
     toml = '[openai]\naddr = "127.0.0.1:9000"'
     assert load(toml, PORT="81").openai.addr == Address("127.0.0.1", 81)

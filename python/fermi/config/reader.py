@@ -162,9 +162,11 @@ def _text_files(layer: Layer, folder: Path, infos: Mapping[str, SettingInfo]) ->
 
 
 def _merge(layers: Iterable[Layer]) -> Layer:
-    """Later layers win; a host or a port replaces that part of the address below it."""
+    """Later layers win; a host or a port replaces that part of the address below it, a model drops the revision."""
     merged: Layer = {}
     for layer in layers:
+        if "model.id" in layer:
+            merged.pop("model.revision", None)
         parts = {name: value for name, value in layer.items() if name in ("openai.host", "openai.port")}
         merged.update({name: value for name, value in layer.items() if name not in parts})
         for name, value in parts.items():
