@@ -1,0 +1,86 @@
+"""Chat messages as OpenAI's clients send them, made into what chat templates expect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fermi.errors import RequestError
+
+__all__ = ["normalise_messages"]
+
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+
+def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of the messages in the form that ``ChatTemplate.render`` is written for.
+
+    The role ``developer`` becomes ``system``; text parts become one string, a line break between each two; arguments
+    of tool calls become objects where they are JSON of one (what a model got wrong stays a string, so that it cannot
+    spoil the conversation); content that is missing beside tool calls becomes "". RequestError, naming the field, for
+    a part that is not text or a message that is none.
+    """
+    if not isinstance(messages, (list, tuple)):
+        raise RequestError("messages must be a list of objects", param="messages")
+    return [_message(message, f"messages.{index}") for index, message in enumerate(messages)]
+
+
+def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise RequestError(f"{where} must be an object", param=where)
+    changed = dict(message)
+    if not isinstance(changed.get("role"), str):
+        raise RequestError(f"{where}.role must be a string", param=f"{where}.role")
+    if changed["role"] == "developer":
+        changed["role"] = "system"
+    calls = changed.get("tool_calls")
+    if calls:
+        if not isinstance(calls, (list, tuple)):
+            raise RequestError(f"{where}.tool_calls must be a list", param=f"{where}.tool_calls")
+        changed["tool_calls"] = [_tool_call(call, f"{where}.tool_calls.{index}") for index, call in enumerate(calls)]
+    else:
+        changed.pop("tool_calls", None)  # templates ask whether it is there
+    changed["content"] = _content(changed.get("content"), f"{where}.content")
+    return changed
+
+
+def _content(content: object, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        raise RequestError(f"{where} must be a string or a list of parts", param=where)
+    return "\n".join(_part(part, f"{where}.{index}") for index, part in enumerate(content))
+
+
+def _part(part: object, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        raise RequestError(f"{where}: only text is understood, not {kind!r}", param=f"{where}.type")
+    text = part.get(_TEXT_PARTS[part["type"]])
+    if not isinstance(text, str):
+        raise RequestError(f"{where}.text must be a string", param=f"{where}.text")
+    return text
+
+
+def _tool_call(call: object, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        raise RequestError(f"{where}.function must be an object", param=f"{where}.function")
+    return {**call, "function": {**function, "arguments": _arguments(function.get("arguments"))}}
+
+
+def _arguments(arguments: object) -> object:
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        return {}
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments
