@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 
 #include "device.h"
 #include "export.h"
@@ -35,5 +36,8 @@ class FERMI_API Storage {
     std::size_t bytes_;
     Device device_;
 };
+
+/// Fresh memory of the CPU, 64-byte aligned, not initialised. Throws OutOfMemory.
+FERMI_API std::shared_ptr<Storage> heap_storage(std::size_t bytes);
 
 }  // namespace fermi
