@@ -14,8 +14,9 @@ import jinja2.meta
 from fermi.errors import ChatTemplateError, CheckpointError
 from fermi.text.chat_environment import chat_environment
 from fermi.text.folder import read_object, read_text
+from fermi.text.messages import normalise_messages
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "normalise_messages"]
 
 # For a model that brings none: every message as "role: content", and the word of the assistant asked for.
 PLAIN = """\

@@ -16,10 +16,10 @@ _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "ref
 def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Copies of the messages in the form that ``ChatTemplate.render`` is written for.
 
-    The role ``developer`` becomes ``system``; text parts become one string, a line break between each two; arguments
-    of tool calls become objects where they are JSON of one (what a model got wrong stays a string, so that it cannot
-    spoil the conversation); content that is missing beside tool calls becomes "". RequestError, naming the field, for
-    a part that is not text or a message that is none.
+    The role ``developer`` becomes ``system``; text parts become one string, a line break between each two; missing
+    content, legal beside tool calls, becomes ""; arguments of tool calls become objects where they are JSON of one
+    (what a model got wrong stays a string, so that it cannot spoil the conversation). RequestError, naming the field,
+    for a part that is not text or a message that is none.
     """
     if not isinstance(messages, (list, tuple)):
         raise RequestError("messages must be a list of objects", param="messages")

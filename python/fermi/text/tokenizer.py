@@ -134,9 +134,11 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids. Unknown ids stand for nothing; RequestError for what cannot be an id."""
         try:
-            text = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
-        except (TypeError, OverflowError) as error:
-            raise RequestError(f"token ids must be integers of the vocabulary: {error}") from error
+            text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        except BaseException as error:  # a panic of the library is not an Exception
+            if not _is_failure(error):
+                raise
+            raise RequestError(f"the token ids cannot be decoded: {error}") from error
         if self._clean_up_spaces:
             for pattern, content in CLEANUPS:
                 text = text.replace(pattern, content)
