@@ -1,0 +1,69 @@
+"""Models: one short file per architecture on shared layers; a checkpoint's config.json picks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from fermi import _C
+from fermi.models.config import DecoderConfig
+from fermi.models.decoder import Decoder
+from fermi.models.fields import Fields
+from fermi.models.inputs import Batch, KVCache, KVSpec
+from fermi.models.llama import Llama
+from fermi.models.mistral import Mistral
+from fermi.models.model import Model
+from fermi.models.qwen2 import Qwen2
+from fermi.models.qwen3 import Qwen3
+from fermi.models.weights import Weights
+
+__all__ = ["ARCHITECTURES", "Batch", "KVCache", "KVSpec", "Model", "Weights", "load_model", "random_model"]
+
+#: By config.json's model_type.
+ARCHITECTURES: Mapping[str, type[Decoder[Any]]] = MappingProxyType(
+    {
+        "llama": Llama,
+        "mistral": Mistral,
+        "qwen2": Qwen2,
+        "qwen3": Qwen3,
+    }
+)
+
+
+def load_model(folder: Path, *, backend: _C.Backend, dtype: str = "auto") -> Model:
+    """The model in a folder of config.json and safetensors files, its weights mapped from there.
+
+    ``dtype`` is f32, f16 or bf16, to which weights are converted that have another one, or auto, which keeps them.
+    Raises UnsupportedModelError naming a field of config.json that is not honoured, CheckpointError naming the file
+    and what is wrong with it, ConfigError for an unknown dtype.
+    """
+    folder = Path(folder)
+    architecture, config = _read(Fields.from_file(folder / "config.json"))
+    return _build(architecture, config, Weights.open(folder, backend=backend, dtype=dtype))
+
+
+def random_model(
+    config: Mapping[str, object], *, backend: _C.Backend, dtype: _C.DTypeName = "bf16", seed: int = 0
+) -> Model:
+    """A model of the shape that a config.json describes, with made-up weights: for tests and benchmarks."""
+    architecture, fields = _read(Fields(config, Path("config.json")))
+    return _build(architecture, fields, Weights.random(backend=backend, dtype=dtype, seed=seed))
+
+
+def _read(fields: Fields) -> tuple[type[Decoder[Any]], DecoderConfig]:
+    architecture = fields.choice("model_type", ARCHITECTURES, default="absent")
+    expected = f"{architecture.__name__}ForCausalLM"
+    classes = fields.strings("architectures")
+    if classes and expected.lower() not in (name.lower() for name in classes):
+        raise fields.unsupported("architectures", f"is {', '.join(classes)}; supported: {expected}")
+    config = architecture.read_config(fields)
+    fields.refuse_rest()
+    return architecture, config
+
+
+def _build(architecture: type[Decoder[Any]], config: DecoderConfig, weights: Weights) -> Model:
+    model = architecture(config, weights)
+    weights.check()
+    return model

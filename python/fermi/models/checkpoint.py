@@ -1,0 +1,96 @@
+"""The tensors of a checkpoint folder: one safetensors file, or several and an index, mapped and never copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from fermi import _C
+from fermi.errors import CheckpointError
+from fermi.models.json_file import read_json
+
+__all__ = ["Checkpoint"]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """Tensors by name, as views over the mapped files.
+
+    Raises CheckpointError naming the file: absent, malformed, or not holding what the index says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, _C.Safetensors] = {}  # by tensor
+        self._paths: dict[str, Path] = {}  # by tensor
+        if (folder / SINGLE).is_file():
+            self._add(folder / SINGLE)
+        elif (folder / INDEX).is_file():
+            self._add_shards(folder)
+        else:
+            raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX} is there{_others(folder)}")
+
+    @property
+    def origin(self) -> str:
+        return str(self.folder)
+
+    def names(self) -> Iterable[str]:
+        return self._files.keys()
+
+    def find(self, name: str, shape: tuple[int, ...]) -> _C.Tensor | None:
+        """The tensor of that name, whatever its shape."""
+        return self._files[name][name] if name in self._files else None
+
+    def _add(self, path: Path) -> None:
+        file = _open(path)
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            if name in self._files:
+                raise CheckpointError(f"{path}: tensor {name!r} stands in {self._paths[name].name} too")
+            self._files[name] = file
+            self._paths[name] = path
+
+    def _add_shards(self, folder: Path) -> None:
+        index = folder / INDEX
+        shards = _weight_map(index)
+        for shard in sorted(set(shards.values())):
+            if not (folder / shard).is_file():
+                raise CheckpointError(f"{folder / shard}: missing, though {INDEX} lists it")
+            self._add(folder / shard)
+        for name, shard in shards.items():
+            if name not in self._files or self._paths[name].name != shard:
+                raise CheckpointError(f"{folder / shard}: tensor {name!r} is missing, though {INDEX} says it is there")
+        for name, path in self._paths.items():
+            if name not in shards:
+                raise CheckpointError(f"{path}: tensor {name!r} is not listed in {INDEX}")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The index's map from tensors to files, which are plain names of safetensors files beside it."""
+    entries = read_json(index).get("weight_map")
+    if not isinstance(entries, dict) or not entries:
+        raise CheckpointError(f"{index}: weight_map must be an object that is not empty")
+    for name, shard in entries.items():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or not set(shard).isdisjoint("/\\:\0"):
+            raise CheckpointError(
+                f"{index}: weight_map names no safetensors file beside it for {name!r}: {shard!r:.200}"
+            )
+    return entries
+
+
+def _open(path: Path) -> _C.Safetensors:
+    try:
+        return _C.Safetensors(path)
+    except _C.FormatError as error:
+        raise CheckpointError(str(error)) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+
+
+def _others(folder: Path) -> str:
+    """A hint at what the folder holds instead."""
+    names = sorted(
+        path.name for pattern in ("*.safetensors", "*.bin", "*.gguf", "*.pth") for path in folder.glob(pattern)
+    )
+    return f"; found {', '.join(names[:5])}, which fermi does not read" if names else ""

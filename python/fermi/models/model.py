@@ -1,0 +1,40 @@
+"""What the engine knows of a model: what it caches, how far it reaches, and how to call it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from fermi import _C
+from fermi.models.inputs import Batch, KVCache, KVSpec
+
+__all__ = ["Model"]
+
+
+class Model(ABC):
+    """A language model whose weights are loaded.
+
+    Attributes:
+        backend: the device that it runs on.
+        vocab_size: entries of a row of logits.
+        max_position_embeddings: tokens of the longest context, scaling of the rotary embedding included.
+        kv_spec: what it caches for each token.
+        dtype: of the weights.
+        parameters: how many numbers the weights hold; a tied head counts once.
+        weight_bytes: what they take.
+        rope_depends_on_length: whether a token's rotary frequencies depend on ``Batch.rope_lengths``.
+        rope_original_length: the length up to which they do not; 0 where they never do.
+    """
+
+    backend: _C.Backend
+    vocab_size: int
+    max_position_embeddings: int
+    kv_spec: KVSpec
+    dtype: _C.DTypeName
+    parameters: int
+    weight_bytes: int
+    rope_depends_on_length: bool
+    rope_original_length: int
+
+    @abstractmethod
+    def __call__(self, batch: Batch, kv: KVCache) -> _C.Tensor:
+        """Writes the batch's keys and values to the cache; returns the logits of its rows, f32 [rows, vocab_size]."""
