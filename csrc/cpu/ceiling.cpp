@@ -1,0 +1,137 @@
+// The machine's own limits, measured with the instructions the kernels use: what benchmarks hold the kernels against.
+//
+// Each function is called by benchmarks/ceiling.py through ctypes and runs once; the caller repeats and takes medians.
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+
+#include "cpu/product.h"
+#include "cpu/simd.h"
+#include "export.h"
+#include "thread_pool.h"
+
+namespace fermi::cpu::FERMI_ISA {
+
+namespace {
+
+/// Wall time in seconds of one run of work(lane) on all lanes.
+template <class Work>
+double time_of(ThreadPool& pool, Work work) {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point start = Clock::now();
+    pool.run(work);
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Keeps the compiler from dropping what led to `value`.
+void keep(Vec value) {
+    volatile float sink = sum(value);
+    static_cast<void>(sink);
+}
+
+/// Reads memory of its own, again and again.
+class Reader {
+  public:
+    Reader(int threads, std::size_t bytes)
+        : pool_(threads),
+          floats_(bytes / sizeof(float) / static_cast<std::size_t>(threads) / step * step),
+          memory_(static_cast<float*>(std::aligned_alloc(64, bytes_all())), &std::free) {
+        if (memory_) time_of(pool_, [this](int lane) { std::fill_n(part(lane), floats_, 1.0F); });
+    }
+
+    /// Bytes per second; 0 when there was no memory.
+    double run() {
+        if (!memory_) return 0.0;
+        return static_cast<double>(bytes_all()) / time_of(pool_, [this](int lane) { read(part(lane)); });
+    }
+
+  private:
+    static constexpr std::size_t streams = 8;
+    static constexpr std::size_t step = 1024;  // floats: whole pages
+
+    std::size_t bytes_all() const { return floats_ * sizeof(float) * static_cast<std::size_t>(pool_.size()); }
+    float* part(int lane) const { return memory_.get() + floats_ * static_cast<std::size_t>(lane); }
+    void read(const float* from) const {
+        Vec sums[streams];
+        std::fill_n(sums, streams, zero());
+        for (std::size_t i = 0; i < floats_; i += streams * Vec::width) {
+            for (std::size_t s = 0; s < streams; ++s) sums[s] = sums[s] + load(from + i + s * Vec::width);
+        }
+        for (const Vec& value : sums) keep(value);
+    }
+
+    ThreadPool pool_;
+    std::size_t floats_;  // of each lane
+    std::unique_ptr<float, decltype(&std::free)> memory_;
+};
+
+/// Operations per second of Dot's multiply-adds, on operands in registers.
+template <class Dot, class W>
+double product_rate(int threads, int rounds) {
+    constexpr int N = tile_rows * tile_columns;
+    ThreadPool pool(threads);
+    const W ones[Dot::step] = {};
+    const typename Dot::X zeros[Dot::step] = {};
+    const double seconds = time_of(pool, [&](int) {
+        auto x = Dot::load_x(zeros);
+        const auto w = Dot::load_w(ones);
+        Vec sums[N];
+        std::fill_n(sums, N, zero());
+        for (int i = 0; i < rounds; ++i) {
+#pragma GCC unroll 32
+            for (int n = 0; n < N; ++n) sums[n] = Dot::accumulate(x, w, sums[n]);
+            __asm__ volatile("" ::: "memory");
+        }
+        for (const Vec& value : sums) keep(value);
+    });
+    return 2.0 * Dot::step * N * rounds * threads / seconds;
+}
+
+}  // namespace
+
+}  // namespace fermi::cpu::FERMI_ISA
+
+extern "C" {
+
+/// A reader of `bytes` of memory with `threads` threads; released by fermi_ceiling_close.
+FERMI_API void* fermi_ceiling_open(int threads, std::size_t bytes) {
+    return new fermi::cpu::FERMI_ISA::Reader(threads, bytes);
+}
+
+/// Bytes per second of one pass over a reader's memory.
+FERMI_API double fermi_ceiling_read(void* reader) {
+    return static_cast<fermi::cpu::FERMI_ISA::Reader*>(reader)->run();
+}
+
+FERMI_API void fermi_ceiling_close(void* reader) {
+    delete static_cast<fermi::cpu::FERMI_ISA::Reader*>(reader);
+}
+
+/// Operations per second of f32 multiply-adds.
+FERMI_API double fermi_ceiling_f32(int threads, int rounds) {
+    using namespace fermi::cpu::FERMI_ISA;
+    return product_rate<FloatDot<float>, float>(threads, rounds);
+}
+
+/// Operations per second of products of bf16 pairs; 0 where the machine has none.
+FERMI_API double fermi_ceiling_bf16(int threads, int rounds) {
+    using namespace fermi::cpu::FERMI_ISA;
+    if constexpr (has_bf16_dot) {
+        if (bf16_dot_usable()) return product_rate<BFloat16Dot, bf16>(threads, rounds);
+    }
+    static_cast<void>(threads);
+    static_cast<void>(rounds);
+    return 0.0;
+}
+
+/// Seconds of one barrier between `threads` threads.
+FERMI_API double fermi_ceiling_barrier(int threads, int rounds) {
+    fermi::ThreadPool pool(threads);
+    fermi::Barrier barrier(threads);
+    const auto wait = [&](int) {
+        for (int i = 0; i < rounds; ++i) barrier.wait();
+    };
+    return fermi::cpu::FERMI_ISA::time_of(pool, wait) / rounds;
+}
+}

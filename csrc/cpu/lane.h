@@ -1,0 +1,60 @@
+// What a kernel knows of the threads that run it together.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "thread_pool.h"
+
+namespace fermi::cpu::FERMI_ISA {
+
+/// [begin, end)
+struct Range {
+    std::int64_t begin;
+    std::int64_t end;
+};
+
+/// Hands out the items of an op, one after the other, to the lanes that ask. One op's tickets, a cache line of their
+/// own.
+struct alignas(64) Tickets {
+    std::atomic<std::int64_t> next{0};
+};
+
+/// Memory an op needs besides its tensors, in bytes; known when it is lowered.
+struct Scratch {
+    std::size_t shared = 0;  ///< seen by all lanes
+    std::size_t own = 0;     ///< of each lane
+};
+
+/// One of the `count` threads that run an op together. A kernel's result may not depend on which lane does what.
+struct Lane {
+    int index;
+    int count;
+    Tickets* tickets;
+    Barrier* barrier;
+    std::byte* shared;  // Scratch::shared bytes, 64-byte aligned
+    std::byte* own;     // Scratch::own bytes, 64-byte aligned
+
+    /// The next item of the op that nobody has taken.
+    std::int64_t take() const { return tickets->next.fetch_add(1, std::memory_order_relaxed); }
+    /// This lane's share of `total` items, in whole grains.
+    Range share(std::int64_t total, std::int64_t grain = 1) const {
+        const std::int64_t grains = (total + grain - 1) / grain;
+        return {std::min(total, grains * index / count * grain), std::min(total, grains * (index + 1) / count * grain)};
+    }
+    /// Returns when every lane has come here.
+    void wait() const { barrier->wait(); }
+};
+
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+/// Bytes of `count` floats, padded so that what follows is 64-byte aligned.
+constexpr std::size_t float_bytes(std::int64_t count) {
+    return static_cast<std::size_t>(round_up(count * static_cast<std::int64_t>(sizeof(float)), 64));
+}
+
+}  // namespace fermi::cpu::FERMI_ISA

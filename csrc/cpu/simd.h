@@ -1,0 +1,36 @@
+// One vector type per instruction set: the only place (with simd/) where intrinsics are written.
+//
+// `Vec` holds Vec::width floats. Every instruction set defines, with the same meaning:
+//   zero(), broadcast(float), load(const T*), load_partial(const T*, count), store(T*, Vec), store_partial(T*, Vec,
+//   count)
+//       for T = float, f16, bf16; count < width, missing lanes are zero; stores round to nearest even
+//   + - * /, fma(a, b, c) = a·b + c, maximum(a, b), minimum(a, b): the second operand where one is NaN
+//   sum(Vec): lanes added as a tree, i with i + width/2, then i + width/4, …: the one order of every reduction
+//   sum_4(a, b, c, d, float*): four sums, bit for bit those of `sum`
+//   largest(Vec), select_less(a, b, x, y) = a < b ? x : y
+//   round_even(Vec), times_power_of_two(Vec, Vec): building blocks of exp
+//   prefetch(const void*): the cache line will be read soon
+//   tile_rows, tile_columns: the largest product tile whose accumulators stay in registers
+//   bf16 products (see BFloat16Dot): `has_bf16_dot` says whether this library has them, `bf16_dot_usable()` the machine
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/half.h"
+
+#define FERMI_INLINE inline __attribute__((always_inline))
+
+#if defined(FERMI_ISA_AVX512)
+#include "cpu/simd/avx512.h"
+#elif defined(FERMI_ISA_AVX2)
+#include "cpu/simd/avx2.h"
+#elif defined(FERMI_ISA_NEON)
+#include "cpu/simd/neon.h"
+#elif defined(FERMI_ISA_PORTABLE)
+#include "cpu/simd/portable.h"
+#else
+#error "define one FERMI_ISA_…"
+#endif

@@ -1,0 +1,171 @@
+// AVX-512 F, BW, DQ, VL: sixteen floats. Included by simd.h only.
+#pragma once
+
+#include <cpuid.h>
+// GCC 12 takes the undefined lanes of its own intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+namespace fermi::cpu::FERMI_ISA {
+
+struct Vec {
+    static constexpr int width = 16;
+    __m512 value;
+};
+
+inline constexpr int tile_rows = 4;
+inline constexpr int tile_columns = 6;
+
+FERMI_INLINE __mmask16 first_lanes(int count) {
+    return static_cast<__mmask16>((1U << count) - 1U);
+}
+
+FERMI_INLINE Vec zero() {
+    return {_mm512_setzero_ps()};
+}
+FERMI_INLINE Vec broadcast(float value) {
+    return {_mm512_set1_ps(value)};
+}
+
+FERMI_INLINE Vec widen(__m256i bits, bf16) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+FERMI_INLINE Vec widen(__m256i bits, f16) {
+    return {_mm512_cvtph_ps(bits)};
+}
+
+FERMI_INLINE Vec load(const float* from) {
+    return {_mm512_loadu_ps(from)};
+}
+template <class T>
+FERMI_INLINE Vec load(const T* from) {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), T{});
+}
+FERMI_INLINE Vec load_partial(const float* from, int count) {
+    return {_mm512_maskz_loadu_ps(first_lanes(count), from)};
+}
+template <class T>
+FERMI_INLINE Vec load_partial(const T* from, int count) {
+    return widen(_mm256_maskz_loadu_epi16(first_lanes(count), from), T{});
+}
+
+FERMI_INLINE __m256i narrow(Vec value, f16) {
+    return _mm512_cvtps_ph(value.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+FERMI_INLINE __m256i narrow(Vec value, bf16) {
+    const __m512i bits = _mm512_castps_si512(value.value);
+    const __m512i upper = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(value.value, value.value, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
+}
+
+FERMI_INLINE void store(float* to, Vec value) {
+    _mm512_storeu_ps(to, value.value);
+}
+template <class T>
+FERMI_INLINE void store(T* to, Vec value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(value, T{}));
+}
+FERMI_INLINE void store_partial(float* to, Vec value, int count) {
+    _mm512_mask_storeu_ps(to, first_lanes(count), value.value);
+}
+template <class T>
+FERMI_INLINE void store_partial(T* to, Vec value, int count) {
+    _mm256_mask_storeu_epi16(to, first_lanes(count), narrow(value, T{}));
+}
+
+FERMI_INLINE Vec operator+(Vec a, Vec b) {
+    return {_mm512_add_ps(a.value, b.value)};
+}
+FERMI_INLINE Vec operator-(Vec a, Vec b) {
+    return {_mm512_sub_ps(a.value, b.value)};
+}
+FERMI_INLINE Vec operator*(Vec a, Vec b) {
+    return {_mm512_mul_ps(a.value, b.value)};
+}
+FERMI_INLINE Vec operator/(Vec a, Vec b) {
+    return {_mm512_div_ps(a.value, b.value)};
+}
+FERMI_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    return {_mm512_fmadd_ps(a.value, b.value, c.value)};
+}
+FERMI_INLINE Vec maximum(Vec a, Vec b) {
+    return {_mm512_max_ps(a.value, b.value)};
+}
+FERMI_INLINE Vec minimum(Vec a, Vec b) {
+    return {_mm512_min_ps(a.value, b.value)};
+}
+
+FERMI_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.value, b.value, _CMP_LT_OQ), y.value, x.value)};
+}
+FERMI_INLINE Vec round_even(Vec a) {
+    return {_mm512_roundscale_ps(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+FERMI_INLINE Vec times_power_of_two(Vec a, Vec exponent) {
+    return {_mm512_scalef_ps(a.value, exponent.value)};
+}
+
+FERMI_INLINE float sum(Vec a) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.value), _mm512_extractf32x8_ps(a.value, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+FERMI_INLINE void sum_4(Vec a, Vec b, Vec c, Vec d, float* out) {
+    const auto halves = [](__m512 x, __m512 y) {  // lanes i + (i + 8): [x's eight, y's eight]
+        return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+    };
+    const __m512 ab = halves(a.value, b.value);
+    const __m512 cd = halves(c.value, d.value);
+    const __m512 quarters = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    const __m512 pairs = _mm512_add_ps(quarters, _mm512_permute_ps(quarters, 0x4e));
+    const __m512 sums = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(
+                           _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0), sums)));
+}
+
+FERMI_INLINE float largest(Vec a) {
+    return _mm512_reduce_max_ps(a.value);
+}
+
+FERMI_INLINE void prefetch(const void* address) {
+    _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
+}
+
+inline constexpr bool has_bf16_dot = true;
+
+/// CPUID leaf 7, subleaf 1: AVX512_BF16.
+inline bool bf16_dot_usable() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1U << 5)) != 0;
+}
+
+/// Pairs of bf16: 2 · width elements.
+struct PairVec {
+    __m512i value;
+};
+
+FERMI_INLINE PairVec load_pairs(const bf16* from) {
+    return {_mm512_loadu_si512(from)};
+}
+FERMI_INLINE PairVec load_pairs_partial(const bf16* from, int count) {
+    return {_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ULL << count) - 1ULL), from)};
+}
+/// c[i] + a[2i + 1]·b[2i + 1] + a[2i]·b[2i]. Written as assembly since the library is compiled for machines without the
+/// instruction as well, which must then not meet it anywhere else.
+FERMI_INLINE Vec dot_pairs(PairVec a, PairVec b, Vec c) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(c.value) : "v"(a.value), "v"(b.value));
+    return c;
+}
+
+}  // namespace fermi::cpu::FERMI_ISA
