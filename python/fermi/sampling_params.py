@@ -70,8 +70,6 @@ class SamplingParams:
     def _normalise(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        elif self.stop is None:
-            object.__setattr__(self, "stop", ())
         for name in ("stop", "stop_token_ids"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple, set, frozenset)):
@@ -129,6 +127,11 @@ class SamplingParams:
         if not _is_finite(value) or value < low or value > high or (above and value == low):
             left = "(" if above else "["
             raise RequestError(f"{name} must be a number in {left}{low:g}, {high:g}], got {value!r}", param=name)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """``stop`` as it was normalised."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     def replace(self, **values: Any) -> SamplingParams:
         """A copy with other values, checked anew."""

@@ -1,0 +1,40 @@
+"""fermi: an inference engine for small language models on your own machine.
+
+>>> from fermi import LLM, SamplingParams
+>>> llm = LLM("demo")
+>>> llm.generate("3 + 4 =", SamplingParams(temperature=0))[0].outputs[0].text
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fermi.llm import LLM, CompletionOutput, Perplexity, RequestOutput
+    from fermi.sampling_params import SamplingParams
+
+__all__ = ["LLM", "CompletionOutput", "Perplexity", "RequestOutput", "SamplingParams", "__version__", "devices"]
+
+
+def devices() -> list[str]:
+    """The devices that models can run on here: ``cpu``, ``cuda:0``, ``metal``…"""
+    from fermi import _C
+
+    return _C.devices()
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used, so that `fermi --help` and `import fermi.config` stay quick.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fermi-infer")
+    if name == "SamplingParams":
+        from fermi.sampling_params import SamplingParams
+
+        return SamplingParams
+    if name in ("LLM", "CompletionOutput", "Perplexity", "RequestOutput"):
+        from fermi import llm
+
+        return getattr(llm, name)
+    raise AttributeError(f"module 'fermi' has no attribute {name!r}")

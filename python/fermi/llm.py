@@ -1,0 +1,368 @@
+"""The offline API: load a model, then generate, chat and score. It needs no server and no event loop."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from fermi.engine.engine import Engine
+from fermi.engine.event import Event, TokenLogprobs
+from fermi.engine.sequence import Request
+from fermi.errors import EngineError, RequestError
+from fermi.loader import LoadedModel, load, read_settings
+from fermi.sampling_params import SamplingParams
+from fermi.text.chat import normalise_messages
+from fermi.text.output import TextStream
+from fermi.text.tokenizer import Tokenizer
+
+__all__ = ["LLM", "CompletionOutput", "Perplexity", "RequestOutput"]
+
+Message: TypeAlias = Mapping[str, Any]
+Prompt: TypeAlias = "str | Sequence[int]"
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One completion of a prompt.
+
+    Attributes:
+        token_ids: the new tokens, with the one that ended it, if a token did.
+        finish_reason: ``"stop"``, ``"length"``, ``"deadline"``, or None while it runs.
+        stop_reason: the stop string or stop token id that ended it; None for the model's own end of text.
+        logprobs: for each new token its log-probability and the likeliest ones, where asked for.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A prompt and its completions, in the order of their index."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """How well a model foretells a text.
+
+    Attributes:
+        nats: the sum over tokens of -log p(token | tokens before it), in nats.
+        tokens: how many tokens were scored; the first of the text cannot be.
+    """
+
+    nats: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats / tokens)."""
+        return float(np.exp(self.nats / self.tokens)) if self.tokens else float("nan")
+
+
+class LLM:
+    """A loaded model. One thread at a time; a server for many is ``python -m fermi.serve``.
+
+    Args:
+        model: a folder with a checkpoint, an id on the Hugging Face hub, or ``"demo"``, the embedded toy.
+        device: ``"auto"``, ``"cpu"``, ``"cuda:0"``…
+        dtype: of the weights: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"``, ``"float16"``.
+        max_model_len: tokens of prompt and reply together; the model's own limit by default.
+        kv_cache_memory: hard bound of the KV cache: bytes, or a share of the free memory (``0.25``, ``"2GiB"``).
+        threads: on the CPU; one per physical core by default.
+        revision: branch, tag or commit on the hub.
+        offline: use only files that are already here.
+        settings: any other setting by its name in the configuration (see README), as ``max_num_seqs=8``.
+
+    Raises:
+        ConfigError: an argument is unknown or bad; it is named.
+        HubError: the model's files cannot be had.
+        CheckpointError: they are malformed, or of a model that fermi does not know.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        kv_cache_memory: int | float | str | None = None,
+        threads: int | None = None,
+        revision: str | None = None,
+        offline: bool | None = None,
+        **settings: Any,
+    ) -> None:
+        named = {
+            "model.id": model,
+            "model.revision": revision,
+            "model.offline": offline,
+            "engine.device": device,
+            "engine.dtype": dtype,
+            "engine.max_model_len": max_model_len,
+            "engine.threads": threads,
+            "cache.kv_cache_memory": kv_cache_memory,
+        }
+        self._loaded: LoadedModel = load(model, read_settings(named, settings))
+        self._ids = itertools.count()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer and chat template."""
+        return self._loaded.tokenizer
+
+    @property
+    def engine(self) -> Engine:
+        """The engine underneath."""
+        return self._loaded.engine
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continue each prompt: a text, or its token ids as they are.
+
+        ``sampling_params``: for all prompts or one for each; by default what the model's generation_config says.
+        Prompts run together, and each gets the text it would get alone.
+
+        Raises:
+            RequestError: an argument is bad, or a prompt does not fit the context; nothing was generated.
+            EngineError: the engine failed while a request ran.
+        """
+        listed = _listed_prompts(prompts)
+        params = self._params_for(len(listed), sampling_params)
+        requests = [
+            (prompt if isinstance(prompt, str) else None, self._encode(prompt), each)
+            for prompt, each in zip(listed, params, strict=True)
+        ]
+        return self._run(requests, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several: lists of ``{"role": …, "content": …}``.
+
+        ``chat_template_kwargs`` are variables of the model's chat template, such as ``{"enable_thinking": False}``.
+
+        Raises:
+            ChatTemplateError: the template refuses the conversation.
+            RequestError, EngineError: as ``generate``.
+        """
+        conversations = _listed_conversations(messages)
+        params = self._params_for(len(conversations), sampling_params)
+        requests = []
+        for conversation, each in zip(conversations, params, strict=True):
+            text = self.tokenizer.chat_template.render(
+                normalise_messages(conversation),
+                tools=tools,
+                add_generation_prompt=add_generation_prompt and not continue_final_message,
+                continue_final_message=continue_final_message,
+                **(chat_template_kwargs or {}),
+            )
+            requests.append((text, self.tokenizer.encode(text, add_special_tokens=False), each))
+        return self._run(requests, use_tqdm)
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The model's own scores of the next token after each of these: float32 [len(token_ids), vocabulary].
+
+        Raises:
+            RequestError: no tokens, too many for the context, or ids outside the vocabulary.
+        """
+        return self.engine.logits(_token_ids(token_ids))
+
+    def perplexity(self, text: str, *, window: int | None = None, stride: int | None = None) -> Perplexity:
+        """How well the model foretells a text of any length, in overlapping windows.
+
+        Each token but the first is scored once, with at least ``window - stride`` tokens before it where there are so
+        many. ``window``: tokens, the context by default; ``stride``: half of it by default.
+
+        Raises:
+            RequestError: the text has fewer than two tokens, or window and stride do not fit.
+        """
+        token_ids = self.tokenizer.encode(text)
+        longest = self.engine.max_model_len
+        window = longest if window is None else window
+        stride = max(1, window // 2) if stride is None else stride
+        if not 2 <= window <= longest:
+            raise RequestError(f"window must be from 2 to {longest} tokens, got {window}", param="window")
+        if not 1 <= stride < window:
+            raise RequestError(f"stride must be from 1 to window - 1, got {stride}", param="stride")
+        if len(token_ids) < 2:
+            raise RequestError("perplexity needs a text of at least two tokens", param="text")
+        spans = _windows(len(token_ids), window, stride)
+        params = SamplingParams(temperature=0.0, max_tokens=0, prompt_logprobs=0)
+        outputs = self._run([(None, token_ids[start:end], params) for start, _, end in spans], use_tqdm=False)
+        nats = 0.0
+        for (start, scored, _), output in zip(spans, outputs, strict=True):
+            nats -= sum(each.logprob for each in (output.prompt_logprobs or [])[scored - start :] if each is not None)
+        return Perplexity(nats, len(token_ids) - 1)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
+
+    def _params_for(
+        self, count: int, given: SamplingParams | Sequence[SamplingParams] | None
+    ) -> Sequence[SamplingParams]:
+        if given is None:
+            return [self._loaded.default_params] * count
+        if isinstance(given, SamplingParams):
+            return [given] * count
+        if not isinstance(given, (list, tuple)) or not all(isinstance(each, SamplingParams) for each in given):
+            raise RequestError("sampling_params must be a SamplingParams or a list of them", param="sampling_params")
+        if len(given) != count:
+            raise RequestError(f"{count} prompts, but {len(given)} sampling_params", param="sampling_params")
+        return given
+
+    def _run(
+        self, requests: Sequence[tuple[str | None, list[int], SamplingParams]], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        """Run requests together. If one is refused, or the caller interrupts, none is left behind in the engine."""
+        running: dict[str, _Running] = {}
+        bar = tqdm(total=len(requests), desc="generating", unit="prompt", disable=not use_tqdm, leave=False)
+        try:
+            for prompt, token_ids, params in requests:
+                each = _Running(f"llm-{next(self._ids)}", prompt, token_ids, params, self.tokenizer)
+                self.engine.add(each.request(self.tokenizer, self.engine.max_model_len))
+                running[each.output.request_id] = each
+            outputs = [each.output for each in running.values()]
+            while running:
+                for event in self.engine.step():
+                    each = running[event.request_id]
+                    for index in each.take(event):
+                        self.engine.abort(event.request_id, index)
+                    if each.finished:
+                        del running[event.request_id]
+                        bar.update()
+            return outputs
+        finally:
+            bar.close()
+            for request_id in running:
+                self.engine.abort(request_id)
+            if running:
+                self.engine.step()
+
+
+class _Running:
+    """One request of a call and what has come of it."""
+
+    def __init__(
+        self, request_id: str, prompt: str | None, token_ids: list[int], params: SamplingParams, tokenizer: Tokenizer
+    ) -> None:
+        completions = [CompletionOutput(index) for index in range(params.n)]
+        self.output = RequestOutput(request_id, prompt, token_ids, completions)
+        self.params = params
+        self.texts = [
+            TextStream(
+                tokenizer,
+                params.stop_strings,
+                skip_special_tokens=params.skip_special_tokens,
+                include_stop=params.include_stop_str_in_output,
+                min_tokens=params.min_tokens,
+            )
+            for _ in completions
+        ]
+
+    def request(self, tokenizer: Tokenizer, max_model_len: int) -> Request:
+        """What the engine is asked for."""
+        length = len(self.output.prompt_token_ids)
+        return Request(
+            id=self.output.request_id,
+            prompt_token_ids=self.output.prompt_token_ids,
+            sampling=self.params.sampling(max_tokens=max(1, max_model_len - length)),
+            eos_token_ids=tokenizer.eos_token_ids,
+        )
+
+    @property
+    def finished(self) -> bool:
+        return all(completion.finish_reason is not None for completion in self.output.outputs)
+
+    def take(self, event: Event) -> list[int]:
+        """Take in the news; returns the sequences that a stop string has ended and the engine has not."""
+        completion, text = self.output.outputs[event.index], self.texts[event.index]
+        if completion.finish_reason is not None:
+            return []
+        if event.finish_reason == "error":
+            raise EngineError(event.error or "the engine failed")
+        self.output.cached_tokens = event.cached_tokens
+        if event.prompt_logprobs is not None:
+            self.output.prompt_logprobs = event.prompt_logprobs
+        completion.token_ids += event.token_ids
+        if event.logprobs is not None:
+            completion.logprobs = (completion.logprobs or []) + event.logprobs
+        shown = event.token_ids if event.stop_token_id is None else event.token_ids[:-1]
+        text.push(shown)
+        if event.finish_reason is not None:
+            text.finish()
+        completion.text = text.text if event.finish_reason or text.stopped_by else ""
+        if text.stopped_by is not None:
+            completion.finish_reason, completion.stop_reason = "stop", text.stopped_by
+            return [event.index] if event.finish_reason is None else []
+        completion.finish_reason = event.finish_reason
+        if event.stop_token_id in self.params.stop_token_ids:
+            completion.stop_reason = event.stop_token_id
+        return []
+
+
+def _windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
+    """(start, first scored, end) of windows over ``length`` tokens; every token but the first is scored once."""
+    spans, scored, start = [], 1, 0
+    while scored < length:
+        end = min(start + window, length)
+        spans.append((start, scored, end))
+        scored, start = end, start + stride
+    return spans
+
+
+def _listed_prompts(prompts: Any) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, (list, tuple)):
+        raise RequestError(f"prompts must be texts or lists of token ids, got {type(prompts).__name__}", param="prompts")
+    if prompts and all(isinstance(each, (int, np.integer)) for each in prompts):
+        return [prompts]
+    return list(prompts)
+
+
+def _listed_conversations(messages: Any) -> list[Sequence[Message]]:
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise RequestError("messages must be a list of messages, or a list of such lists", param="messages")
+    if all(isinstance(each, Mapping) for each in messages):
+        return [messages]
+    return list(messages)
+
+
+def _token_ids(values: Any) -> list[int]:
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, (list, tuple)) or not all(
+        isinstance(each, (int, np.integer)) and not isinstance(each, bool) for each in values
+    ):
+        raise RequestError(f"a prompt must be a text or a list of token ids, got {values!r:.80}", param="prompts")
+    return [int(each) for each in values]
