@@ -13,7 +13,7 @@ __all__ = ["Sampling"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Logits become a token in this order: grammar and ``min_tokens``, penalties, bias, temperature, min-p, top-k, top-p.
+    """Logits become a token by grammar and ``min_tokens``, penalties, bias, temperature, min-p, top-k, top-p, in order.
 
     Attributes:
         n: sequences generated from the prompt, each with random numbers of its own.
@@ -21,11 +21,11 @@ class Sampling:
         top_k: keep the k largest (the lower id first where equal); 0: all.
         top_p: keep the fewest of the largest whose probabilities reach p (arXiv 1904.09751).
         min_p: keep those with at least this fraction of the largest probability (arXiv 2407.01082).
-        repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or output (arXiv 1909.05858).
+        repetition_penalty: divides positive, multiplies negative logits of tokens seen so far (arXiv 1909.05858).
         presence_penalty: subtracted from the logits of tokens in the output.
         frequency_penalty: … once for each time they are there.
         logit_bias: token id → number added to its logit.
-        seed: key of the random numbers; a draw depends on it, the sequence's index and the token's index. None: a fresh one.
+        seed: key of the random numbers: a draw depends on it, the sequence's and the token's index. None: a fresh one.
         logprobs: log-probabilities of each new token and of this many largest, by the raw logits. None: none.
         prompt_logprobs: the same for the tokens of the prompt.
         stop_token_ids: tokens that end the sequence, besides the request's end-of-text tokens.

@@ -1,0 +1,53 @@
+"""Bounds of steps and requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fermi.engine.sequence import Request
+from fermi.errors import ContextLengthError, RequestError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of steps and of requests.
+
+    Attributes:
+        max_num_seqs: sequences that run at a time.
+        max_num_batched_tokens: tokens per step; at least ``max_num_seqs``.
+        max_model_len: tokens of prompt and output together.
+        max_scored_rows: rows of logits per step for prompt log-probabilities.
+        rope_original_length: a longer prompt shares cached blocks only with prompts of its own length, because the
+            model's rotary frequencies depend on it. None: they do not.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    vocab_size: int
+    max_scored_rows: int = 64
+    rope_original_length: int | None = None
+
+    def check(self, request: Request, cache_tokens: int) -> None:
+        """RequestError when the request can never be served with a KV cache of that many tokens."""
+        sampling, length = request.sampling, len(request.prompt_token_ids)
+        if length == 0:
+            raise RequestError("the prompt is empty", param="prompt")
+        if min(request.prompt_token_ids) < 0 or max(request.prompt_token_ids) >= self.vocab_size:
+            raise RequestError(f"the prompt has token ids that are not in 0 … {self.vocab_size - 1}", param="prompt")
+        if length + min(sampling.max_tokens, 1) > self.max_model_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "
+                f"{length + sampling.max_tokens} tokens ({length} in the prompt, {sampling.max_tokens} in the "
+                "completion).",
+                param="prompt",
+            )
+        for name, token_ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+            if any(not 0 <= token_id < self.vocab_size for token_id in token_ids):
+                raise RequestError(f"{name} has token ids that are not in 0 … {self.vocab_size - 1}", param=name)
+        longest = min(length + sampling.max_tokens, self.max_model_len)
+        if longest > cache_tokens:
+            message = f"{longest} tokens can never fit the KV cache of {cache_tokens} tokens"
+            raise RequestError(message, param="max_tokens")

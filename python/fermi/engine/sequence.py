@@ -1,0 +1,174 @@
+"""A request, the sequences generated for it, and how far each has come."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fermi.engine.blocks import block_key
+from fermi.engine.event import TokenLogprobs
+from fermi.engine.sampling import Sampling
+
+if TYPE_CHECKING:
+    from fermi.engine._sampler import Draws
+
+__all__ = ["Constraint", "Grammar", "Group", "Request", "Sequence"]
+
+
+class Constraint(Protocol):
+    """What a grammar allows next, in one sequence."""
+
+    def fill(self, mask: npt.NDArray[np.uint32]) -> None:
+        """Sets bit ``id % 32`` of word ``id // 32`` for each token that may come next, and clears the others."""
+
+    def accept(self, token_id: int) -> None:
+        """The token was drawn."""
+
+
+class Grammar(Protocol):
+    """Bounds the tokens of a request."""
+
+    def start(self) -> Constraint:
+        """The state before the first new token."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Request:
+    """What to generate.
+
+    Attributes:
+        id: names the request in events; unique among those in the engine.
+        eos_token_ids: the model's end-of-text tokens.
+        deadline: the time, by the engine's clock (seconds), at which the request ends as it is.
+        priority: lower values run earlier and are preempted later; arrival decides among equals.
+        cache_salt: requests with different salts share no cached block.
+    """
+
+    id: str
+    prompt_token_ids: Items[int]
+    sampling: Sampling
+    eos_token_ids: frozenset[int] = frozenset()
+    deadline: float | None = None
+    priority: int = 0
+    cache_salt: int = 0
+    grammar: Grammar | None = None
+
+
+class Sequence:
+    """Tokens of the prompt and after it, and the KV blocks of those that are computed.
+
+    Attributes:
+        computed: tokens whose keys and values are in the cache; the others are computed next.
+        blocks: block of tokens 0 … block_size - 1, of the next block_size, …
+        keys: content keys of the first full blocks of ``token_ids``, as far as they were needed.
+        published: blocks that were offered to the prefix cache.
+        order: sorts sequences by priority, then arrival, then index.
+        draws: the sampler's state, the runner's.
+    """
+
+    __slots__ = (
+        "blocks",
+        "computed",
+        "constraint",
+        "draws",
+        "finished",
+        "group",
+        "index",
+        "keys",
+        "order",
+        "prompt_length",
+        "published",
+        "root",
+        "token_ids",
+    )
+
+    def __init__(self, group: Group, index: int, root: bytes) -> None:
+        request = group.request
+        self.group = group
+        self.index = index
+        self.root = root
+        self.order = (request.priority, group.arrival_number, index)
+        self.token_ids = array("i", request.prompt_token_ids)
+        self.prompt_length = len(self.token_ids)
+        self.computed = 0
+        self.blocks = array("i")
+        self.keys: list[bytes] = []
+        self.published = 0
+        self.finished = False
+        self.constraint: Constraint | None = None if request.grammar is None else request.grammar.start()
+        self.draws: Draws | None = None
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next can be drawn."""
+        return len(self.token_ids) - self.computed
+
+    @property
+    def output_length(self) -> int:
+        """New tokens so far."""
+        return len(self.token_ids) - self.prompt_length
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the next token to compute is the last one drawn."""
+        return self.computed >= self.prompt_length and len(self.token_ids) - self.computed == 1
+
+    def key(self, place: int, block_size: int) -> bytes:
+        """The content key of a full block."""
+        keys = self.keys
+        while len(keys) <= place:
+            start = len(keys) * block_size
+            parent = keys[-1] if keys else self.root
+            keys.append(block_key(parent, self.token_ids[start : start + block_size]))
+        return keys[place]
+
+
+class Group:
+    """A request in the engine: its sequences and times.
+
+    Attributes:
+        unborn: sequences that wait for the prompt to be computed by the first.
+        prompt_logprobs: as far as the prompt was scored; None where it need not be.
+        started: when its first part was computed; ``first_token``: when its first token was drawn.
+    """
+
+    __slots__ = (
+        "arrival",
+        "arrival_number",
+        "cached_tokens",
+        "first_token",
+        "prompt_logprobs",
+        "request",
+        "sequences",
+        "started",
+        "unborn",
+    )
+
+    def __init__(self, request: Request, arrival: float, arrival_number: int, root: bytes) -> None:
+        self.request = request
+        self.arrival = arrival
+        self.arrival_number = arrival_number
+        self.cached_tokens = 0
+        self.started: float | None = None
+        self.first_token: float | None = None
+        wanted = request.sampling.prompt_logprobs is not None
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = [None] if wanted else None
+        self.sequences = [Sequence(self, index, root) for index in range(request.sampling.n)]
+        self.unborn = self.sequences[1:]
+
+    @property
+    def scored(self) -> int:
+        """Positions of the prompt whose logits need not be computed for ``prompt_logprobs``."""
+        if self.prompt_logprobs is None:
+            return len(self.request.prompt_token_ids)
+        return len(self.prompt_logprobs) - 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether every sequence has ended."""
+        return all(sequence.finished for sequence in self.sequences)
