@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
@@ -65,20 +66,24 @@ struct BackendEntry {
 
 inline constexpr std::uint32_t backend_interface_version = 1;
 
+// Backends are looked for in the folder `backends` beside libfermi, unless another `folder` is given.
+
 /// Opens a backend: "cpu" (the best instruction set found), or "cuda:0", "metal" where their library is present.
 /// `architecture` forces a CPU instruction set ("" or "auto": the best); throws BackendError with what is available.
 FERMI_API std::shared_ptr<Backend> open_backend(const Device& device, const BackendOptions& options = {},
-                                                const std::string& architecture = "");
+                                                const std::string& architecture = "",
+                                                const std::filesystem::path& folder = {});
 
 /// The CPU instruction sets whose libraries are present and usable on this machine, best first.
-FERMI_API std::vector<std::string> cpu_architectures();
+FERMI_API std::vector<std::string> cpu_architectures(const std::filesystem::path& folder = {});
 /// "cpu", and "cuda:0", "metal"… where usable.
-FERMI_API std::vector<std::string> devices();
+FERMI_API std::vector<std::string> devices(const std::filesystem::path& folder = {});
 
-/// The backend that eager ops of this thread run on: the innermost `BackendScope`, else a shared default per device.
+/// The backend that eager ops of this thread run on: the innermost `BackendScope` of the device, else a default shared
+/// by all threads.
 FERMI_API Backend& current_backend(const Device& device);
 
-/// Makes a backend current for eager ops on this thread.
+/// Makes a backend current for eager ops on this thread. Created and destroyed on the same thread.
 class FERMI_API BackendScope {
   public:
     explicit BackendScope(std::shared_ptr<Backend> backend);
@@ -87,7 +92,7 @@ class FERMI_API BackendScope {
     BackendScope& operator=(const BackendScope&) = delete;
 
   private:
-    std::shared_ptr<Backend> previous_;
+    std::shared_ptr<Backend> backend_;
 };
 
 }  // namespace fermi

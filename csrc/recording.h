@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <ostream>
 #include <vector>
 
@@ -12,9 +13,8 @@
 
 namespace fermi {
 
-/// Plans and then holds the memory of a recording's intermediates. A range is leased while any tensor over it lives in the
-/// describing program and reused afterwards: reference counting is the memory planner.
 class Arena;
+class IndexChecks;
 
 class FERMI_API Recording {
   public:
@@ -30,12 +30,14 @@ class FERMI_API Recording {
     /// The thread's open recording, or null.
     static Recording* current();
 
+    /// Adds an op. Throws InvalidArgument for tensors of another device or of another recording still open.
     void append(Op op);
     /// Memory for an output: a lease on the arena.
     Tensor allocate(DType dtype, const Dims& shape);
 
     /// Lowers once for repeated runs. `run` does it on demand.
     void compile();
+    /// Checks the values of index tensors (on the CPU), then runs every op. Calls from several threads queue.
     void run();
 
     const std::vector<Op>& ops() const { return ops_; }
@@ -47,12 +49,16 @@ class FERMI_API Recording {
   private:
     enum class State : std::uint8_t { fresh, open, closed, failed };
 
+    void lower();
+
     std::shared_ptr<Backend> backend_;
     Numerics numerics_;
     State state_ = State::fresh;
     std::shared_ptr<Arena> arena_;
     std::vector<Op> ops_;
+    std::unique_ptr<IndexChecks> checks_;
     std::unique_ptr<Program> program_;
+    std::mutex running_;
 };
 
 /// One line per op.

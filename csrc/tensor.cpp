@@ -9,18 +9,6 @@ namespace {
 
 constexpr std::int64_t largest_tensor = std::int64_t{1} << 62;  // bytes: keeps every product below in range
 
-/// Bytes of `shape`, extents of 0 counted as 1 so that no order of multiplication overflows.
-std::int64_t checked_bytes(DType dtype, const Dims& shape) {
-    auto bytes = static_cast<std::int64_t>(size_of(dtype));
-    for (const std::int64_t extent : shape) {
-        require(extent >= 0, "tensor: the shape ", shape, " has a negative extent");
-        const std::int64_t factor = std::max<std::int64_t>(extent, 1);
-        require(bytes <= largest_tensor / factor, "tensor: the shape ", shape, " is too large");
-        bytes *= factor;
-    }
-    return bytes;
-}
-
 int checked_axis(const char* method, int axis, int rank) {
     require(axis >= -rank && axis < rank, method, ": there is no axis ", axis, " in rank ", rank);
     return axis < 0 ? axis + rank : axis;
@@ -82,6 +70,20 @@ Dims contiguous_strides(const Dims& shape) {
     return strides;
 }
 
+std::size_t contiguous_bytes(DType dtype, const Dims& shape) {
+    const auto size = static_cast<std::int64_t>(size_of(dtype));
+    std::int64_t bytes = size;  // extents of 0 counted as 1, so that no order of multiplication overflows
+    bool empty = false;
+    for (const std::int64_t extent : shape) {
+        require(extent >= 0, "tensor: the shape ", shape, " has a negative extent");
+        empty = empty || extent == 0;
+        const std::int64_t factor = std::max<std::int64_t>(extent, 1);
+        require(bytes <= largest_tensor / factor, "tensor: the shape ", shape, " is too large");
+        bytes *= factor;
+    }
+    return empty ? 0 : static_cast<std::size_t>(bytes);
+}
+
 Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Dims shape, Dims strides, std::size_t offset,
                std::shared_ptr<void> lease)
     : storage_(std::move(storage)),
@@ -92,7 +94,7 @@ Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Dims shape, Dims s
       dtype_(dtype) {
     require(storage_ != nullptr, "tensor: there is no storage");
     require(shape_.rank() == strides_.rank(), "tensor: ", shape_, " and the strides ", strides_, " differ in rank");
-    checked_bytes(dtype_, shape_);
+    contiguous_bytes(dtype_, shape_);
     const std::size_t bytes = storage_->bytes();
     require(offset_ <= bytes, "tensor: the offset ", offset_, " is beyond the storage of ", bytes, " bytes");
     const auto size = static_cast<std::int64_t>(size_of(dtype_));
@@ -118,8 +120,7 @@ Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Dims shape, Dims s
 }
 
 Tensor Tensor::empty(DType dtype, const Dims& shape) {
-    const auto bytes = static_cast<std::size_t>(checked_bytes(dtype, shape));
-    return {heap_storage(bytes), dtype, shape, contiguous_strides(shape), 0};
+    return {heap_storage(contiguous_bytes(dtype, shape)), dtype, shape, contiguous_strides(shape), 0};
 }
 
 std::int64_t Tensor::elements() const {
@@ -163,7 +164,7 @@ Tensor Tensor::unflatten(int axis, const Dims& sizes) const {
     Tensor view = *this;
     view.shape_ = replaced(shape_, axis, inner);
     view.strides_ = replaced(strides_, axis, inner_strides);
-    checked_bytes(dtype_, view.shape_);
+    contiguous_bytes(dtype_, view.shape_);
     return view;
 }
 
@@ -172,7 +173,7 @@ Tensor Tensor::reshape(const Dims& shape) const {
     require(contiguous(), "reshape: the tensor is not contiguous: ", shape_, " with strides ", strides_);
     Tensor view = *this;
     view.shape_ = inferred("reshape", shape, elements());
-    checked_bytes(dtype_, view.shape_);
+    contiguous_bytes(dtype_, view.shape_);
     view.strides_ = contiguous_strides(view.shape_);
     return view;
 }

@@ -46,8 +46,8 @@ FERMI_API std::ostream& operator<<(std::ostream& stream, const Dims& dims);
 class FERMI_API Tensor {
   public:
     Tensor() = default;
-    /// A view of `storage`: strides in elements, offset in bytes. Throws InvalidArgument if it would leave the storage,
-    /// unless the storage is an arena whose memory is not there yet. `lease` is kept alive as long as any view of it.
+    /// A view of `storage`: strides in elements, offset in bytes. Throws InvalidArgument if it would leave the storage or
+    /// its address does not suit the dtype. `lease` is kept alive as long as any view of it.
     Tensor(std::shared_ptr<Storage> storage, DType dtype, Dims shape, Dims strides, std::size_t offset,
            std::shared_ptr<void> lease = nullptr);
 
@@ -98,6 +98,8 @@ class FERMI_API Tensor {
 
 /// Strides, in elements, of a contiguous row-major tensor.
 FERMI_API Dims contiguous_strides(const Dims& shape);
+/// Bytes of a contiguous tensor. Throws InvalidArgument for negative extents and sizes beyond any memory.
+FERMI_API std::size_t contiguous_bytes(DType dtype, const Dims& shape);
 
 /// "f32[2, 3]"
 FERMI_API std::ostream& operator<<(std::ostream& stream, const Tensor& tensor);

@@ -1,0 +1,96 @@
+// What each op must move and do at the least.
+#include <algorithm>
+
+#include "operands.h"
+#include "ops.h"
+
+namespace fermi {
+namespace {
+
+std::uint64_t elements(const Tensor& tensor) { return static_cast<std::uint64_t>(tensor.elements()); }
+std::uint64_t extent(const Tensor& tensor, int axis) { return static_cast<std::uint64_t>(tensor.size(axis)); }
+
+// Floating-point operations; a transcendental function counts as one.
+std::uint64_t operations(const Embed&) { return 0; }
+std::uint64_t operations(const RmsNorm& op) { return 4 * elements(op.x); }
+std::uint64_t operations(const AddRmsNorm& op) { return 5 * elements(op.x); }
+std::uint64_t operations(const RopeAngles& op) { return 2 * elements(op.out); }
+std::uint64_t operations(const RopeAppend& op) {
+    return 3 * extent(op.angles, 0) * extent(op.angles, 1) * (extent(op.q, 1) + extent(op.k, 1));
+}
+std::uint64_t operations(const GatedActivation& op) { return 5 * elements(op.out); }
+std::uint64_t operations(const GatherRows&) { return 0; }
+std::uint64_t operations(const Copy&) { return 0; }
+
+/// Every operand once.
+template <class Operation>
+std::uint64_t bytes_of_all(const Operation& op) {
+    std::uint64_t bytes = 0;
+    visit_operands(op, [&](std::string_view, const Tensor& tensor, Access access) {
+        if (tensor.defined()) bytes += tensor.bytes() * (access == Access::update ? 2U : 1U);
+    });
+    return bytes;
+}
+
+template <class Operation>
+Cost cost(const Operation& op) {
+    return {bytes_of_all(op), operations(op)};
+}
+
+Cost cost(const Embed& op) {
+    const std::uint64_t row = extent(op.table.data, 1) * size_of(op.table.data.dtype());
+    return {op.out.bytes() + op.token_ids.bytes() + extent(op.token_ids, 0) * row, operations(op)};
+}
+
+Cost cost(const Linear& op) {
+    return {bytes_of_all(op), 2 * elements(op.out) * extent(op.x, 1)};
+}
+
+Cost cost(const RopeAppend& op) {  // the caches: only the new rows
+    const std::uint64_t rows = elements(op.k) * size_of(op.key_cache.dtype());
+    const std::uint64_t read = op.k.bytes() + op.v.bytes() + op.angles.bytes() + op.slots.bytes();
+    return {2 * op.q.bytes() + read + 2 * rows, operations(op)};
+}
+
+Cost cost(const GatherRows& op) { return {2 * op.out.bytes() + op.rows.bytes(), operations(op)}; }
+
+/// Keys that the cache must give, and pairs of query and key, of all sequences; from the lengths where they can be read.
+struct Visible {
+    std::uint64_t keys = 0;
+    std::uint64_t pairs = 0;
+};
+
+Visible visible(const Attention& op) {
+    Visible total;
+    const Tensor& starts = op.query_starts;
+    const Tensor& contexts = op.context_lengths;
+    if (starts.device().type != DeviceType::cpu || starts.storage()->data() == nullptr) return total;
+    for (std::int64_t sequence = 0; sequence < contexts.size(0); ++sequence) {
+        const std::int64_t queries =
+            starts.data<const std::int32_t>()[sequence + 1] - starts.data<const std::int32_t>()[sequence];
+        const std::int64_t context = contexts.data<const std::int32_t>()[sequence];
+        if (queries <= 0 || context < queries) continue;
+        const std::int64_t window = op.window > 0 ? op.window : context;
+        total.keys += static_cast<std::uint64_t>(std::min(context, queries + window - 1));
+        for (std::int64_t seen = context - queries + 1; seen <= context; ++seen) {
+            total.pairs += static_cast<std::uint64_t>(std::min(seen, window));
+        }
+    }
+    return total;
+}
+
+Cost cost(const Attention& op) {
+    const Visible seen = visible(op);
+    const std::uint64_t head = extent(op.q, 2);
+    const std::uint64_t key = extent(op.key_cache, 1) * head * size_of(op.key_cache.dtype());
+    const std::uint64_t tables = op.query_starts.bytes() + op.context_lengths.bytes();
+    return {op.out.bytes() + op.q.bytes() + tables + 2 * seen.keys * key, 4 * seen.pairs * extent(op.q, 1) * head};
+}
+
+}  // namespace
+
+Cost cost_of(const Op& op) {
+    return std::visit([](const auto& each) { return cost(each); }, op);
+}
+
+}  // namespace fermi

@@ -1,0 +1,111 @@
+// Every op's tensors by name, for what treats all ops alike: checks, costs, printing.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <string_view>
+#include <type_traits>
+#include <variant>
+
+#include "ops.h"
+
+namespace fermi {
+
+enum class Access : std::uint8_t { read, write, update };
+
+/// `Which`, const or not.
+template <class Operation, class Which>
+concept OpOf = std::same_as<std::remove_const_t<Operation>, Which>;
+
+// visit_operands(op, visitor): calls visitor(name, tensor, access) for each tensor, outputs first, undefined ones too.
+
+template <OpOf<Embed> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("token_ids", op.token_ids, Access::read);
+    visit("table", op.table.data, Access::read);
+}
+
+template <OpOf<RmsNorm> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("x", op.x, Access::read);
+    visit("weight", op.weight, Access::read);
+}
+
+template <OpOf<AddRmsNorm> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("residual", op.residual, Access::update);
+    visit("x", op.x, Access::read);
+    visit("weight", op.weight, Access::read);
+}
+
+template <OpOf<Linear> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("x", op.x, Access::read);
+    for (auto& weight : op.weights) visit("weight", weight.data, Access::read);
+    for (auto& bias : op.biases) visit("bias", bias, Access::read);
+}
+
+template <OpOf<RopeAngles> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("positions", op.positions, Access::read);
+    visit("lengths", op.lengths, Access::read);
+    visit("frequencies", op.frequencies, Access::read);
+}
+
+template <OpOf<RopeAppend> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("q", op.q, Access::update);
+    visit("key_cache", op.key_cache, Access::update);
+    visit("value_cache", op.value_cache, Access::update);
+    visit("k", op.k, Access::read);
+    visit("v", op.v, Access::read);
+    visit("angles", op.angles, Access::read);
+    visit("slots", op.slots, Access::read);
+}
+
+template <OpOf<Attention> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("q", op.q, Access::read);
+    visit("key_cache", op.key_cache, Access::read);
+    visit("value_cache", op.value_cache, Access::read);
+    visit("block_tables", op.block_tables, Access::read);
+    visit("query_starts", op.query_starts, Access::read);
+    visit("context_lengths", op.context_lengths, Access::read);
+}
+
+template <OpOf<GatedActivation> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("x", op.x, Access::read);
+}
+
+template <OpOf<GatherRows> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("x", op.x, Access::read);
+    visit("rows", op.rows, Access::read);
+}
+
+template <OpOf<Copy> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("destination", op.destination, Access::write);
+    visit("source", op.source, Access::read);
+}
+
+template <class Visitor>
+void visit_operands(Op& op, Visitor&& visit) {
+    std::visit([&](auto& each) { visit_operands(each, visit); }, op);
+}
+
+template <class Visitor>
+void visit_operands(const Op& op, Visitor&& visit) {
+    std::visit([&](const auto& each) { visit_operands(each, visit); }, op);
+}
+
+}  // namespace fermi

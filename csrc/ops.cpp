@@ -1,0 +1,325 @@
+// The front doors: check, allocate the output, then append to the open recording or run at once.
+#include "ops.h"
+
+#include <cmath>
+#include <string_view>
+#include <utility>
+
+#include "backend.h"
+#include "index_checks.h"
+#include "operands.h"
+#include "overlap.h"
+#include "recording.h"
+
+namespace fermi {
+namespace {
+
+/// The checks that ops share, each message starting with the op's name.
+class FrontDoor {
+  public:
+    explicit FrontDoor(std::string_view op) : op_(op) {}
+
+    template <class... Parts>
+    void expect(bool condition, Parts&&... parts) const {
+        require(condition, op_, ": ", std::forward<Parts>(parts)...);
+    }
+
+    void defined(std::string_view name, const Tensor& tensor) const {
+        expect(tensor.defined(), name, " is not a tensor");
+    }
+
+    void shaped(std::string_view name, const Tensor& tensor, DType dtype, int rank, std::string_view shape) const {
+        defined(name, tensor);
+        expect(tensor.dtype() == dtype && tensor.rank() == rank, name, " must be ", dtype, " ", shape, ", not ", tensor);
+    }
+
+    /// i32, the last axis contiguous.
+    void indices(std::string_view name, const Tensor& tensor, int rank, std::string_view shape) const {
+        shaped(name, tensor, DType::i32, rank, shape);
+        rows_contiguous(name, tensor);
+    }
+
+    /// f32, the last axis contiguous.
+    void activations(std::string_view name, const Tensor& tensor, int rank, std::string_view shape) const {
+        shaped(name, tensor, DType::f32, rank, shape);
+        rows_contiguous(name, tensor);
+    }
+
+    /// A float vector of `size` contiguous elements.
+    void vector(std::string_view name, const Tensor& tensor, std::int64_t size) const {
+        defined(name, tensor);
+        expect(is_float(tensor.dtype()) && tensor.rank() == 1, name, " must be f32, f16 or bf16 [", size, "], not ",
+               tensor);
+        expect(tensor.size(0) == size, name, " has ", tensor.size(0), " elements, it must have ", size);
+        expect(tensor.contiguous(), name, " is not contiguous");
+    }
+
+    void weight(std::string_view name, const Weight& weight) const {
+        const Tensor& data = weight.data;
+        defined(name, data);
+        expect(is_float(data.dtype()) && data.rank() == 2, name, " must be f32, f16 or bf16 [rows, columns], not ",
+               data);
+        rows_contiguous(name, data);
+    }
+
+    void rows_contiguous(std::string_view name, const Tensor& tensor) const {
+        expect(tensor.size(-1) <= 1 || tensor.stride(-1) == 1, name, ": the last dimension must be contiguous, ",
+               tensor.shape(), " has strides ", tensor.strides());
+    }
+
+    void same_size(std::string_view name, const Tensor& tensor, int axis, std::string_view other_name,
+                   const Tensor& other, int other_axis) const {
+        expect(tensor.size(axis) == other.size(other_axis), name, " ", tensor.shape(), " and ", other_name, " ",
+               other.shape(), " do not fit: ", tensor.size(axis), " and ", other.size(other_axis));
+    }
+
+    /// Written by the op: writable, every element at its own address.
+    void destination(std::string_view name, const Tensor& tensor) const {
+        expect(tensor.writable(), name, " is read-only");
+        expect(!overlaps_itself(tensor), name, ": elements share memory, ", tensor.shape(), " has strides ",
+               tensor.strides());
+    }
+
+    void apart(std::string_view name, const Tensor& tensor, std::string_view other_name, const Tensor& other) const {
+        expect(!overlap(tensor, other), name, " and ", other_name, " share memory");
+    }
+
+    void finite(std::string_view name, float value) const {
+        expect(std::isfinite(value), name, " must be finite, not ", value);
+    }
+
+  private:
+    std::string_view op_;
+};
+
+/// Memory for an output on the device of `like`.
+Tensor allocate(const Tensor& like, DType dtype, const Dims& shape) {
+    if (Recording* recording = Recording::current()) return recording->allocate(dtype, shape);
+    return {current_backend(like.device()).allocate(contiguous_bytes(dtype, shape)), dtype, shape,
+            contiguous_strides(shape), 0};
+}
+
+void run_now(const Op& op) {
+    Device device;
+    bool first = true;
+    visit_operands(op, [&](std::string_view name, const Tensor& tensor, Access) {
+        if (!tensor.defined()) return;
+        if (std::exchange(first, false)) device = tensor.device();
+        require(tensor.device() == device, name_of(op), ": ", name, " is on ", tensor.device(), ", not on ", device);
+        require(tensor.storage()->data() != nullptr || tensor.elements() == 0, name_of(op), ": ", name,
+                " belongs to a recording that is not closed");
+    });
+    IndexChecks checks;
+    checks.add(op);
+    checks.run();
+    current_backend(device).launch(op);
+}
+
+void dispatch(Op op) {
+    if (Recording* recording = Recording::current()) {
+        recording->append(std::move(op));
+    } else {
+        run_now(op);
+    }
+}
+
+}  // namespace
+
+std::string_view name_of(const Op& op) {
+    return std::visit([](const auto& each) { return each.name; }, op);
+}
+
+void strip_leases(Op& op) {
+    visit_operands(op, [](std::string_view, Tensor& tensor, Access) { tensor = tensor.without_lease(); });
+}
+
+Tensor embed(const Tensor& token_ids, const Weight& table) {
+    const FrontDoor door(Embed::name);
+    door.indices("token_ids", token_ids, 1, "[tokens]");
+    door.weight("table", table);
+    Tensor out = allocate(token_ids, DType::f32, {token_ids.size(0), table.columns()});
+    dispatch(Embed{out, token_ids, table});
+    return out;
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon) {
+    const FrontDoor door(RmsNorm::name);
+    door.defined("x", x);
+    door.expect(x.dtype() == DType::f32 && (x.rank() == 2 || x.rank() == 3), "x must be f32 [.., dim] of rank 2 or 3, not ",
+                x);
+    door.rows_contiguous("x", x);
+    door.vector("weight", weight, x.size(-1));
+    door.finite("epsilon", epsilon);
+    Tensor out = allocate(x, DType::f32, x.shape());
+    dispatch(RmsNorm{out, x, weight, epsilon});
+    return out;
+}
+
+Tensor add_rms_norm(const Tensor& residual, const Tensor& x, const Tensor& weight, float epsilon) {
+    const FrontDoor door(AddRmsNorm::name);
+    door.activations("residual", residual, 2, "[tokens, dim]");
+    door.activations("x", x, 2, "[tokens, dim]");
+    door.expect(x.shape() == residual.shape(), "x ", x.shape(), " and residual ", residual.shape(), " differ in shape");
+    door.vector("weight", weight, x.size(-1));
+    door.finite("epsilon", epsilon);
+    door.destination("residual", residual);
+    door.apart("residual", residual, "x", x);
+    door.apart("residual", residual, "weight", weight);
+    Tensor out = allocate(x, DType::f32, x.shape());
+    dispatch(AddRmsNorm{out, residual, x, weight, epsilon});
+    return out;
+}
+
+Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> biases) {
+    const FrontDoor door(Linear::name);
+    door.activations("x", x, 2, "[tokens, columns]");
+    door.expect(!weights.empty(), "there is no weight");
+    door.expect(biases.empty() || biases.size() == weights.size(), biases.size(), " biases for ", weights.size(),
+                " weights");
+    std::int64_t rows = 0;
+    for (const Weight& weight : weights) {
+        door.weight("weight", weight);
+        door.expect(weight.columns() == x.size(1), "weight ", weight, " has ", weight.columns(), " columns, x ", x.shape(),
+                    " has ", x.size(1));
+        rows += weight.rows();
+    }
+    for (std::size_t i = 0; i < biases.size(); ++i) {
+        if (biases[i].defined()) door.vector("bias", biases[i], weights[i].rows());
+    }
+    Tensor out = allocate(x, DType::f32, {x.size(0), rows});
+    const Recording* recording = Recording::current();
+    const Numerics numerics = recording != nullptr ? recording->numerics() : Numerics::fast;
+    dispatch(Linear{out, x, std::move(weights), std::move(biases), numerics});
+    return out;
+}
+
+Tensor rope_angles(const Tensor& positions, const Tensor& lengths, const Tensor& frequencies,
+                   const RopeScaling& scaling) {
+    const FrontDoor door(RopeAngles::name);
+    door.indices("positions", positions, 1, "[tokens]");
+    door.indices("lengths", lengths, 1, "[tokens]");
+    door.same_size("lengths", lengths, 0, "positions", positions, 0);
+    door.activations("frequencies", frequencies, 2, "[1 or 2, half]");
+    const std::int64_t rows = scaling.rule == RopeRule::longrope ? 2 : 1;
+    door.expect(frequencies.size(0) == rows, "this rule needs frequencies [", rows, ", half], not ",
+                frequencies.shape());
+    door.finite("attention_factor", scaling.attention_factor);
+    if (scaling.rule != RopeRule::fixed) {
+        door.expect(scaling.original_length > 0, "original_length must be positive, not ", scaling.original_length);
+    }
+    if (scaling.rule == RopeRule::dynamic_ntk) {
+        door.expect(std::isfinite(scaling.base) && scaling.base > 0, "base must be positive, not ", scaling.base);
+        door.expect(std::isfinite(scaling.factor) && scaling.factor >= 1, "factor must be at least 1, not ",
+                    scaling.factor);
+        door.expect(frequencies.size(1) >= 2, "dynamic_ntk needs at least 2 frequencies, not ", frequencies.size(1));
+    }
+    Tensor out = allocate(positions, DType::f32, {positions.size(0), 2 * frequencies.size(1)});
+    dispatch(RopeAngles{out, positions, lengths, frequencies, scaling.rule, scaling.attention_factor, scaling.base,
+                        scaling.factor, scaling.original_length});
+    return out;
+}
+
+namespace {
+
+/// key_cache and value_cache: alike, and [blocks, kv_heads, block_size, head_dim].
+void check_caches(const FrontDoor& door, const Tensor& key_cache, const Tensor& value_cache, std::int64_t head_dim) {
+    constexpr std::string_view shape = "[blocks, kv_heads, block_size, head_dim]";
+    door.defined("key_cache", key_cache);
+    door.defined("value_cache", value_cache);
+    door.expect(is_float(key_cache.dtype()) && key_cache.rank() == 4, "key_cache must be f32, f16 or bf16 ", shape,
+                ", not ", key_cache);
+    door.expect(value_cache.dtype() == key_cache.dtype() && value_cache.shape() == key_cache.shape(), "value_cache ",
+                value_cache, " differs from key_cache ", key_cache);
+    door.expect(key_cache.contiguous(), "key_cache is not contiguous");
+    door.expect(value_cache.contiguous(), "value_cache is not contiguous");
+    door.expect(key_cache.size(2) > 0 && key_cache.size(1) > 0, "key_cache ", key_cache.shape(), " has no room");
+    door.expect(key_cache.size(3) == head_dim, "key_cache ", key_cache.shape(), " has heads of ", key_cache.size(3),
+                " elements, q has heads of ", head_dim);
+}
+
+}  // namespace
+
+void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& angles, const Tensor& slots,
+                 const Tensor& key_cache, const Tensor& value_cache) {
+    const FrontDoor door(RopeAppend::name);
+    door.activations("q", q, 3, "[tokens, heads, head_dim]");
+    door.activations("k", k, 3, "[tokens, kv_heads, head_dim]");
+    door.activations("v", v, 3, "[tokens, kv_heads, head_dim]");
+    door.activations("angles", angles, 2, "[tokens, 2 * half]");
+    door.indices("slots", slots, 1, "[tokens]");
+    door.same_size("k", k, 0, "q", q, 0);
+    door.same_size("k", k, 2, "q", q, 2);
+    door.expect(v.shape() == k.shape(), "v ", v.shape(), " and k ", k.shape(), " differ in shape");
+    door.same_size("angles", angles, 0, "q", q, 0);
+    door.expect(angles.size(1) % 2 == 0 && angles.size(1) <= q.size(2), "angles ", angles.shape(),
+                " must be [tokens, 2 * half] with 2 * half at most ", q.size(2), ", the size of a head");
+    door.same_size("slots", slots, 0, "q", q, 0);
+    check_caches(door, key_cache, value_cache, q.size(2));
+    door.same_size("key_cache", key_cache, 1, "k", k, 1);
+    door.destination("q", q);
+    door.destination("key_cache", key_cache);
+    door.destination("value_cache", value_cache);
+    door.apart("q", q, "k", k);
+    door.apart("q", q, "v", v);
+    door.apart("q", q, "angles", angles);
+    door.apart("key_cache", key_cache, "value_cache", value_cache);
+    for (const auto& [name, tensor] : {std::pair("q", &q), {"k", &k}, {"v", &v}, {"angles", &angles}}) {
+        door.apart("key_cache", key_cache, name, *tensor);
+        door.apart("value_cache", value_cache, name, *tensor);
+    }
+    dispatch(RopeAppend{q, k, v, angles, slots, key_cache, value_cache});
+}
+
+Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_cache, const Tensor& block_tables,
+                 const Tensor& query_starts, const Tensor& context_lengths, float scale, std::int32_t window) {
+    const FrontDoor door(Attention::name);
+    door.activations("q", q, 3, "[tokens, heads, head_dim]");
+    check_caches(door, key_cache, value_cache, q.size(2));
+    door.expect(q.size(1) > 0 && q.size(1) % key_cache.size(1) == 0, q.size(1), " heads do not divide among ",
+                key_cache.size(1), " key-value heads");
+    door.indices("block_tables", block_tables, 2, "[sequences, max_blocks]");
+    door.indices("query_starts", query_starts, 1, "[sequences + 1]");
+    door.indices("context_lengths", context_lengths, 1, "[sequences]");
+    door.same_size("block_tables", block_tables, 0, "context_lengths", context_lengths, 0);
+    door.expect(query_starts.size(0) == context_lengths.size(0) + 1, "query_starts ", query_starts.shape(),
+                " must have one element more than context_lengths ", context_lengths.shape());
+    door.finite("scale", scale);
+    door.expect(window >= 0, "window must not be negative, it is ", window);
+    Tensor out = allocate(q, DType::f32, {q.size(0), q.size(1) * q.size(2)});
+    dispatch(Attention{out, q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale, window});
+    return out;
+}
+
+Tensor gated_activation(const Tensor& x, Activation activation) {
+    const FrontDoor door(GatedActivation::name);
+    door.activations("x", x, 2, "[tokens, 2n]");
+    door.expect(x.size(1) % 2 == 0, "x ", x.shape(), " has an odd last dimension");
+    Tensor out = allocate(x, DType::f32, {x.size(0), x.size(1) / 2});
+    dispatch(GatedActivation{out, x, activation});
+    return out;
+}
+
+Tensor gather_rows(const Tensor& x, const Tensor& rows) {
+    const FrontDoor door(GatherRows::name);
+    door.activations("x", x, 2, "[tokens, dim]");
+    door.indices("rows", rows, 1, "[n]");
+    Tensor out = allocate(x, DType::f32, {rows.size(0), x.size(1)});
+    dispatch(GatherRows{out, x, rows});
+    return out;
+}
+
+void copy(const Tensor& destination, const Tensor& source) {
+    const FrontDoor door(Copy::name);
+    door.defined("destination", destination);
+    door.defined("source", source);
+    door.expect(destination.shape() == source.shape(), "destination ", destination.shape(), " and source ",
+                source.shape(), " differ in shape");
+    const bool convertible = is_float(destination.dtype()) && is_float(source.dtype());
+    door.expect(convertible || destination.dtype() == source.dtype(), "there is no conversion from ", source.dtype(),
+                " to ", destination.dtype());
+    door.destination("destination", destination);
+    door.apart("destination", destination, "source", source);
+    dispatch(Copy{destination, source});
+}
+
+}  // namespace fermi

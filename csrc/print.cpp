@@ -1,0 +1,80 @@
+// Ops as text, one line each: outputs = name(operands, scalars).
+#include <ostream>
+
+#include "operands.h"
+#include "ops.h"
+
+namespace fermi {
+namespace {
+
+std::string_view name_of(Activation activation) {
+    switch (activation) {
+        case Activation::silu:
+            return "silu";
+        case Activation::gelu:
+            return "gelu";
+        case Activation::gelu_tanh:
+            return "gelu_tanh";
+        case Activation::relu:
+            return "relu";
+    }
+    return "?";
+}
+
+std::string_view name_of(RopeRule rule) {
+    switch (rule) {
+        case RopeRule::fixed:
+            return "fixed";
+        case RopeRule::dynamic_ntk:
+            return "dynamic_ntk";
+        case RopeRule::longrope:
+            return "longrope";
+    }
+    return "?";
+}
+
+template <class Operation>
+void print_scalars(std::ostream&, const Operation&) {}
+
+void print_scalars(std::ostream& stream, const RmsNorm& op) { stream << ", epsilon " << op.epsilon; }
+void print_scalars(std::ostream& stream, const AddRmsNorm& op) { stream << ", epsilon " << op.epsilon; }
+void print_scalars(std::ostream& stream, const Linear& op) {
+    if (op.numerics == Numerics::batch_invariant) stream << ", batch_invariant";
+}
+void print_scalars(std::ostream& stream, const RopeAngles& op) {
+    stream << ", " << name_of(op.rule) << ", attention_factor " << op.attention_factor;
+    if (op.rule == RopeRule::dynamic_ntk) stream << ", base " << op.base << ", factor " << op.factor;
+    if (op.rule != RopeRule::fixed) stream << ", original_length " << op.original_length;
+}
+void print_scalars(std::ostream& stream, const Attention& op) {
+    stream << ", scale " << op.scale;
+    if (op.window > 0) stream << ", window " << op.window;
+}
+void print_scalars(std::ostream& stream, const GatedActivation& op) { stream << ", " << name_of(op.activation); }
+
+}  // namespace
+
+std::ostream& operator<<(std::ostream& stream, const Op& op) {
+    std::visit(
+        [&](const auto& each) {
+            std::string_view separator;
+            visit_operands(each, [&](std::string_view, const Tensor& tensor, Access access) {
+                if (access == Access::read) return;
+                stream << separator << tensor;
+                separator = ", ";
+            });
+            stream << " = " << each.name << '(';
+            separator = "";
+            visit_operands(each, [&](std::string_view name, const Tensor& tensor, Access access) {
+                if (access == Access::write) return;
+                stream << separator << name << ' ' << tensor;
+                separator = ", ";
+            });
+            print_scalars(stream, each);
+            stream << ')';
+        },
+        op);
+    return stream;
+}
+
+}  // namespace fermi
