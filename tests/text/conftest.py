@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,12 @@ BACKENDS: Mapping[str, Callable[[], Backend]] = {
 
 
 @pytest.fixture(scope="session")
+def backends() -> Mapping[str, Callable[[], Backend]]:
+    """Makers of the library's tokenizers, by name."""
+    return BACKENDS
+
+
+@pytest.fixture(scope="session")
 def built() -> dict[str, Tokenizer]:
     """Every kind of tokenizer, by name; those named ``…+clean`` also clean up spaces as Transformers does."""
     plain = {name: Tokenizer(make()) for name, make in BACKENDS.items()}
@@ -174,3 +181,14 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def run_in_threads() -> Callable[[Callable[[int], None]], None]:
+    """Runs a function of the thread's number in eight threads at once, and raises what any of them raised."""
+
+    def run(work: Callable[[int], None]) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+
+    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import example, given, settings
@@ -108,7 +109,12 @@ def test_work_per_token_does_not_grow(built: dict[str, Tokenizer], monkeypatch: 
     looked_up: list[int] = []
     tokenizer = built["byte_fallback"]
     pieces = Tokenizer.pieces
-    monkeypatch.setattr(Tokenizer, "pieces", lambda self, ids, skip: looked_up.extend(ids) or pieces(self, ids, skip))
+
+    def counted(self: Tokenizer, token_ids: Sequence[int], skip_special_tokens: bool) -> list[str]:
+        looked_up.extend(token_ids)
+        return pieces(self, token_ids, skip_special_tokens)
+
+    monkeypatch.setattr(Tokenizer, "pieces", counted)
     detokenizer = Detokenizer(tokenizer)
     ids = tokenizer.encode("the cat " * 50)
     for token_id in ids:

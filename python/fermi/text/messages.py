@@ -58,10 +58,10 @@ def _content(content: object, where: str) -> str:
 def _part(part: object, where: str) -> str:
     if isinstance(part, str):
         return part
-    if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS:
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in _TEXT_PARTS:
         raise RequestError(f"{where}: only text is understood, not {kind!r}", param=f"{where}.type")
-    text = part.get(_TEXT_PARTS[part["type"]])
+    text = part.get(_TEXT_PARTS[kind])
     if not isinstance(text, str):
         raise RequestError(f"{where}.text must be a string", param=f"{where}.text")
     return text

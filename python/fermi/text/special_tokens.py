@@ -39,7 +39,9 @@ def named_tokens(config: Mapping[str, Any], legacy: Mapping[str, Any], path: Pat
 
 def added_tokens(config: Mapping[str, Any], path: Path) -> list[AddedToken]:
     """``added_tokens_decoder`` of tokenizer_config.json, in the order of the ids."""
-    by_id = config.get("added_tokens_decoder") or {}
+    by_id = config.get("added_tokens_decoder")
+    if by_id is None:
+        return []
     if not isinstance(by_id, dict) or not all(key.isdecimal() for key in by_id):
         raise CheckpointError(f"{path}: added_tokens_decoder must map token ids to tokens")
     return [_token(by_id[key], f"{path}: added_tokens_decoder.{key}", special=False) for key in sorted(by_id, key=int)]

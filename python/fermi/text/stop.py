@@ -60,7 +60,7 @@ class StopStrings:
 
 
 def _automaton(stops: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int], list[str | None]]:
-    """For each node (0 is the root): children, node of its longest proper end, depth, longest stop that it ends with."""
+    """For each node (0 is the root): children, node of its longest proper end, depth, longest stop it ends with."""
     children: list[dict[str, int]] = [{}]
     depth = [0]
     found: list[str | None] = [None]

@@ -149,7 +149,7 @@ class Tokenizer:
         return self._backend.token_to_id(token)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token adds to a text in the middle: maybe a part of a character; none for an unknown id."""
+        """The bytes that a token adds to the end of a text, maybe a part of a character; none for an unknown id."""
         pieces = self.pieces([token_id], skip_special_tokens=False)
         if not pieces:
             return b""
