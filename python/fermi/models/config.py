@@ -37,6 +37,7 @@ EXPECTED: Mapping[str, object] = MappingProxyType(
         "use_mrope": False,
         "rope_interleaved": False,
         "pretraining_tp": 1,
+        "pruned_heads": {},
     }
 )
 

@@ -49,7 +49,8 @@ class Context:
     def wavelengths(self) -> Frequencies:
         """theta ** (2i / dimensions) of the unscaled embedding, f32 [half], in tokens per radian."""
         exponents = np.arange(0, self.dimensions, 2, dtype=np.float32) / np.float32(self.dimensions)
-        return np.power(np.float32(self.rope_theta), exponents, dtype=np.float32)
+        wavelengths: Frequencies = np.power(np.float32(self.rope_theta), exponents)
+        return wavelengths
 
     @property
     def frequencies(self) -> Frequencies:
