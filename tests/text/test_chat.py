@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
@@ -391,6 +394,48 @@ def test_invalid_templates_are_refused_at_load(source: str) -> None:
 def test_templates_that_misbehave_only_fail(source: str) -> None:
     with pytest.raises(ChatTemplateError):
         ChatTemplate(source).render([ASK])
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *(
+                    "{% for m in messages %}",
+                    "{% endfor %}",
+                    "{% if m %}",
+                    "{% else %}",
+                    "{% endif %}",
+                    "{{ m.content }}",
+                ),
+                *(
+                    "{{",
+                    "}}",
+                    "{%",
+                    "%}",
+                    "{#",
+                    "#}",
+                    "-",
+                    "+",
+                    "'",
+                    "(",
+                    "|tojson",
+                    "set x = 1",
+                    "x",
+                    ".y",
+                    "[0]",
+                    "\n",
+                ),
+                *("{% break %}", "{% macro x(m) %}", "{% endmacro %}", "{% generation %}", "{% endgeneration %}", "\0"),
+            ]
+        ),
+        max_size=12,
+    )
+)
+@settings(max_examples=400)
+def test_any_text_renders_or_is_refused(parts: list[str]) -> None:
+    with contextlib.suppress(CheckpointError, ChatTemplateError):
+        ChatTemplate("".join(parts)).render([ASK, ANSWER], tools=TOOLS)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.meta
 
 from fermi.errors import ChatTemplateError, CheckpointError
 from fermi.text.chat_environment import chat_environment
@@ -60,6 +59,11 @@ class ChatTemplate:
         self._environment = chat_environment(now)
         self._templates = {name: self._compile(name, source) for name, source in self._sources.items()}
         self.supports_thinking = any(map(self._reacts_to_thinking, self._sources))
+
+    @property
+    def source(self) -> str:
+        """The default template as the model brings it."""
+        return self._sources.get("default", "")
 
     @classmethod
     def plain(cls, **special_tokens: str | None) -> ChatTemplate:
