@@ -99,10 +99,12 @@ void multiply_rows(const Activations<typename Dot::X>& x, const Matrix<W>& matri
     for (int n = 0; n < N; ++n) biases[n] = bias_of(matrix.bias, row + n);
     // A single pass over the columns where few tokens leave nothing to keep in the first-level cache.
     const std::int64_t block = tokens.end - tokens.begin <= M ? matrix.columns : column_block;
-    for (std::int64_t begin = 0; begin < matrix.columns; begin += block) {
+    std::int64_t begin = 0;
+    do {
         const Range columns{begin, std::min(matrix.columns, begin + block)};
         multiply_tokens<Dot, M, N>(x, matrix, tokens, row, columns, biases, saved);
-    }
+        begin = columns.end;
+    } while (begin < matrix.columns);
 }
 
 template <class Dot, int M, int N, class W>

@@ -1,0 +1,140 @@
+// Attention on every instruction set: values, windows, unread memory, and the independence of batch, chunks and
+// threads.
+#include <algorithm>
+#include <limits>
+
+#include "cpu_support.h"
+
+namespace fermi::test {
+namespace {
+
+using CpuAttention = OnEachCpu;
+
+struct Shape {
+    std::int64_t heads, kv_heads, head_dim, block_size;
+};
+
+/// A cache that holds `length` positions of one sequence in scattered blocks; NaN elsewhere.
+struct Context {
+    Tensor keys, values, tables;
+
+    Context(Random& random, const Shape& shape, std::int64_t length, DType dtype) {
+        const std::int64_t used = (length + shape.block_size - 1) / shape.block_size;
+        const std::int64_t blocks = used + 2;
+        const Dims cache{blocks, shape.kv_heads, shape.block_size, shape.head_dim};
+        const float nan = std::numeric_limits<float>::quiet_NaN();
+        keys = Tensor::empty(dtype, cache);
+        values = Tensor::empty(dtype, cache);
+        for (std::int64_t i = 0; i < keys.elements(); ++i) {
+            if (dtype == DType::f32) {
+                keys.data<float>()[i] = values.data<float>()[i] = nan;
+            } else {
+                keys.data<std::uint16_t>()[i] = values.data<std::uint16_t>()[i] = 0x7fff;  // NaN in f16 and bf16
+            }
+        }
+        std::vector<std::int32_t> table;
+        for (std::int64_t b = 0; b < used; ++b) table.push_back(static_cast<std::int32_t>(blocks - 1 - b));
+        table.push_back(-1);  // behind the context: never looked at
+        tables = indices(table, {1, used + 1});
+        for (std::int64_t position = 0; position < length; ++position) {
+            for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
+                for (std::int64_t d = 0; d < shape.head_dim; ++d) {
+                    put(keys, at(position, h, d), coarse(random()));
+                    put(values, at(position, h, d), coarse(random()));
+                }
+            }
+        }
+    }
+
+    std::int64_t at(std::int64_t position, std::int64_t h, std::int64_t d) const {
+        const std::int64_t size = keys.size(2);
+        const std::int64_t block = tables.data<std::int32_t>()[position / size];
+        return ((block * keys.size(1) + h) * size + position % size) * keys.size(3) + d;
+    }
+
+    /// Queries [n, heads, head_dim] at the last n positions of `length`.
+    Tensor attend(const Tensor& q, std::int64_t length, std::int32_t window = 0) const {
+        const auto n = static_cast<std::int32_t>(q.size(0));
+        return attention(q, keys, values, tables, indices({0, n}), indices({static_cast<std::int32_t>(length)}), 0.25F,
+                         window);
+    }
+};
+
+/// Output element d of one query and head in double precision.
+double reference(const Context& context, const Tensor& q, const Shape& shape, std::int64_t row, std::int64_t head,
+                 std::int64_t first, std::int64_t position, std::int64_t d) {
+    const std::int64_t kv_head = head / (shape.heads / shape.kv_heads);
+    std::vector<double> scores;
+    for (std::int64_t j = first; j <= position; ++j) {
+        double score = 0.0;
+        for (std::int64_t i = 0; i < shape.head_dim; ++i) {
+            score += static_cast<double>(get(q, (row * shape.heads + head) * shape.head_dim + i)) *
+                     static_cast<double>(get(context.keys, context.at(j, kv_head, i)));
+        }
+        scores.push_back(0.25 * score);
+    }
+    const double highest = *std::max_element(scores.begin(), scores.end());
+    double total = 0.0, value = 0.0;
+    for (std::size_t j = 0; j < scores.size(); ++j) {
+        const double weight = std::exp(scores[j] - highest);
+        total += weight;
+        value += weight *
+                 static_cast<double>(get(context.values, context.at(first + static_cast<std::int64_t>(j), kv_head, d)));
+    }
+    return value / total;
+}
+
+TEST_P(CpuAttention, MatchesDoublePrecision) {
+    Random random(1);
+    const BackendScope scope(open());
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+        for (const auto& [shape, length, queries, window] : {std::tuple(Shape{4, 2, 20, 3}, 9, 9, 0),
+                                                             {Shape{3, 1, 64, 16}, 70, 2, 0},
+                                                             {Shape{2, 2, 8, 5}, 600, 1, 0},
+                                                             {Shape{6, 1, 36, 7}, 150, 21, 40}}) {
+            const Context context(random, shape, length, dtype);
+            const Tensor q = random_tensor(random, {queries, shape.heads, shape.head_dim});
+            const Tensor out = context.attend(q, length, window);
+            for (std::int64_t row = 0; row < queries; row += 4) {
+                const std::int64_t position = length - queries + row;
+                const std::int64_t first = window == 0 ? 0 : std::max<std::int64_t>(0, position + 1 - window);
+                for (std::int64_t head = 0; head < shape.heads; ++head) {
+                    for (std::int64_t d = 0; d < shape.head_dim; d += 7) {
+                        const double expected = reference(context, q, shape, row, head, first, position, d);
+                        ASSERT_NEAR(get(out, (row * shape.heads + head) * shape.head_dim + d), expected, 3e-6)
+                            << dtype << " length " << length << " row " << row << " head " << head << " element " << d;
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST_P(CpuAttention, RowsAreIndependentOfChunksAndThreads) {
+    Random random(2);
+    const Shape shape{4, 1, 24, 16};
+    const std::int64_t length = 1100;
+    const Context context(random, shape, length, DType::bf16);
+    const std::int64_t queries = 40;
+    const Tensor q = random_tensor(random, {queries, shape.heads, shape.head_dim});
+    for (const std::int32_t window : {0, 530}) {
+        Tensor whole;
+        {
+            const BackendScope scope(open(1));
+            whole = context.attend(q, length, window);
+        }
+        for (const int threads : {2, 3}) {
+            const BackendScope scope(open(threads));
+            EXPECT_TRUE(same_bits(whole, context.attend(q, length, window))) << threads << " threads";
+            for (const auto& [start, count] : {std::pair<std::int64_t, std::int64_t>(0, 7), {7, 1}, {39, 1}}) {
+                const Tensor part = context.attend(q.narrow(0, start, count), length - queries + start + count, window);
+                EXPECT_TRUE(same_bits(whole.narrow(0, start, count), part)) << threads << " threads, row " << start;
+            }
+        }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, CpuAttention, ::testing::ValuesIn(cpu_architectures()), test_name);
+
+}  // namespace
+}  // namespace fermi::test
