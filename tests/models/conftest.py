@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import transformers
-from models.tiny_checkpoints import VARIANTS, save
 
 from fermi import _C
+from models.tiny_checkpoints import VARIANTS, save
 
 
 @pytest.fixture(scope="session")

@@ -10,21 +10,46 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
-from models.drive import Driver
-from models.tiny_checkpoints import VARIANTS, save
+from transformers.models.llama import modeling_llama
+from transformers.models.phi3 import modeling_phi3
 
 from fermi import _C
 from fermi.models import load_model
+from models.drive import Driver
+from models.tiny_checkpoints import VARIANTS, Variant, rope, save
 
 Reference = Callable[[str], transformers.PreTrainedModel]
 Folder = Callable[[str], Path]
 
 GENERATED = 64
 
+PARTIAL = {
+    "default": rope("default", partial_rotary_factor=0.5),
+    "rounded up": rope("default", partial_rotary_factor=0.35),
+    "linear": rope("linear", factor=2.0, partial_rotary_factor=0.25),
+    "dynamic": {**rope("dynamic", factor=4.0, partial_rotary_factor=0.5), "max_position_embeddings": 64},
+    "yarn": rope("yarn", factor=4.0, original_max_position_embeddings=32, partial_rotary_factor=0.75),
+    "longrope": rope(
+        "longrope",
+        original_max_position_embeddings=64,
+        partial_rotary_factor=0.5,
+        short_factor=[1.0, 1.25, 1.5, 1.75],
+        long_factor=[1.5, 2.0, 2.5, 3.0],
+    ),
+}
+
 
 def reference_logits(model: transformers.PreTrainedModel, tokens: list[int]) -> npt.NDArray[np.float32]:
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+def reference_greedy(model: transformers.PreTrainedModel, tokens: list[int]) -> list[int]:
+    with torch.no_grad():
+        output = model.generate(
+            torch.tensor([tokens]), max_new_tokens=GENERATED, min_new_tokens=GENERATED, do_sample=False
+        )
+    return output[0, len(tokens) :].tolist()
 
 
 def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
@@ -44,12 +69,8 @@ def test_logits_in_f32(name: str, reference: Reference, checkpoint: Folder, back
 @pytest.mark.parametrize("name", VARIANTS)
 def test_greedy_tokens_in_f32(name: str, reference: Reference, checkpoint: Folder, backend: _C.Backend) -> None:
     tokens = VARIANTS[name].tokens(1)
-    with torch.no_grad():
-        expected = reference(name).generate(
-            torch.tensor([tokens]), max_new_tokens=GENERATED, min_new_tokens=GENERATED, do_sample=False
-        )
     generated = Driver(load_model(checkpoint(name), backend=backend)).greedy(tokens, GENERATED)
-    assert generated == expected[0, len(tokens) :].tolist()
+    assert generated == reference_greedy(reference(name), tokens)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -62,3 +83,16 @@ def test_logits_in_half_precision(name: str, dtype: str, backend: _C.Backend, tm
     loaded = load_model(tmp_path, backend=backend)
     assert loaded.dtype == {"bfloat16": "bf16", "float16": "f16"}[dtype]
     assert cosine(Driver(loaded).logits(tokens), expected) >= 0.9999
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_partial_rotary(name: str, backend: _C.Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers' Llama always turns whole heads: here it is given the rotation of its Phi-3, which turns parts."""
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_phi3.apply_rotary_pos_emb)
+    monkeypatch.setattr(modeling_llama, "LlamaRotaryEmbedding", modeling_phi3.Phi3RotaryEmbedding)
+    variant = Variant("Llama", PARTIAL[name])
+    model, tokens = variant.reference(), variant.tokens()
+    driver = Driver(load_model(save(model, tmp_path), backend=backend))
+    expected = reference_logits(model, tokens)
+    assert np.abs(driver.logits(tokens) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert driver.greedy(tokens, GENERATED) == reference_greedy(model, tokens)

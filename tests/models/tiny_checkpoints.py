@@ -106,7 +106,9 @@ VARIANTS = {
     "llama longrope short": Variant("Llama", rope("longrope", original_max_position_embeddings=128, **LONG)),
     "llama longrope across": Variant("Llama", rope("longrope", original_max_position_embeddings=64, **LONG)),
     "llama longrope beyond": Variant("Llama", rope("longrope", original_max_position_embeddings=32, **LONG)),
-    "llama longrope factor": Variant("Llama", rope("longrope", original_max_position_embeddings=64, factor=3.0, **LONG)),
+    "llama longrope factor": Variant(
+        "Llama", rope("longrope", original_max_position_embeddings=64, factor=3.0, **LONG)
+    ),
     "mistral window": Variant("Mistral", {"sliding_window": 9}),
     "mistral window two": Variant("Mistral", {"sliding_window": 2}),
     "mistral no window": Variant("Mistral", {"sliding_window": None, "head_dim": 32}),
