@@ -19,7 +19,17 @@ from fermi.models.qwen2 import Qwen2
 from fermi.models.qwen3 import Qwen3
 from fermi.models.weights import Weights
 
-__all__ = ["ARCHITECTURES", "Batch", "KVCache", "KVSpec", "Model", "Weights", "load_model", "random_model"]
+__all__ = [
+    "ARCHITECTURES",
+    "Batch",
+    "KVCache",
+    "KVSpec",
+    "Model",
+    "Weights",
+    "load_model",
+    "random_model",
+    "read_config",
+]
 
 #: By config.json's model_type.
 ARCHITECTURES: Mapping[str, type[Decoder[Any]]] = MappingProxyType(
@@ -40,7 +50,7 @@ def load_model(folder: Path, *, backend: _C.Backend, dtype: str = "auto") -> Mod
     and what is wrong with it, ConfigError for an unknown dtype.
     """
     folder = Path(folder)
-    architecture, config = _read(Fields.from_file(folder / "config.json"))
+    architecture, config = read_config(Fields.from_file(folder / "config.json"))
     return _build(architecture, config, Weights.open(folder, backend=backend, dtype=dtype))
 
 
@@ -48,11 +58,12 @@ def random_model(
     config: Mapping[str, object], *, backend: _C.Backend, dtype: _C.DTypeName = "bf16", seed: int = 0
 ) -> Model:
     """A model of the shape that a config.json describes, with made-up weights: for tests and benchmarks."""
-    architecture, fields = _read(Fields(config, Path("config.json")))
+    architecture, fields = read_config(Fields(config, Path("config.json")))
     return _build(architecture, fields, Weights.random(backend=backend, dtype=dtype, seed=seed))
 
 
-def _read(fields: Fields) -> tuple[type[Decoder[Any]], DecoderConfig]:
+def read_config(fields: Fields) -> tuple[type[Decoder[Any]], DecoderConfig]:
+    """The architecture that a config.json names, and its config. Raises CheckpointError naming the field."""
     architecture = fields.choice("model_type", ARCHITECTURES, default="absent")
     expected = f"{architecture.__name__}ForCausalLM"
     classes = fields.strings("architectures")
