@@ -16,8 +16,6 @@ from tokenizers import Tokenizer as Backend
 from fermi.errors import CheckpointError, RequestError
 from fermi.text.tokenizer import Tokenizer
 
-transformers = pytest.importorskip("transformers")
-
 TEXTS = [
     "",
     " ",
@@ -34,6 +32,7 @@ TEXTS = [
 
 def agree(folder: Path, ours: Tokenizer, name: str = "PreTrainedTokenizerFast") -> None:
     """The same ids, the same text, the same special tokens as Transformers' tokenizer over the same files."""
+    transformers = pytest.importorskip("transformers")
     theirs = getattr(transformers, name).from_pretrained(str(folder))
     for text in TEXTS:
         for special in (True, False):
