@@ -99,11 +99,14 @@ class Scheduler:
             heapq.heappush(self._deadlines, (request.deadline, self._arrivals, request.id))
         insort(self._waiting, group.sequences[0], key=_order)
 
-    def abort(self, request_id: str, now: float) -> None:
-        """Ends a request and frees its blocks at once; nothing happens when it has ended already."""
+    def abort(self, request_id: str, now: float, index: int | None = None) -> None:
+        """Ends a request, or one sequence of it, and frees its blocks at once; what has ended already is ignored."""
         group = self._groups.get(request_id)
         if group is not None:
-            self._end(group, "abort", now)
+            for sequence in group.unborn:  # the first may end before it could share its prompt
+                insort(self._waiting, sequence, key=_order)
+            group.unborn = []
+            self._end(group, "abort", now, index=index)
 
     def abort_all(self, now: float) -> None:
         """Ends every request."""
@@ -321,9 +324,11 @@ class Scheduler:
             event.prompt_logprobs = group.prompt_logprobs
         self._events.append(event)
 
-    def _end(self, group: Group, reason: FinishReason, now: float, error: str | None = None) -> None:
-        """Ends what has not ended of a request."""
-        for sequence in group.sequences:
+    def _end(
+        self, group: Group, reason: FinishReason, now: float, error: str | None = None, index: int | None = None
+    ) -> None:
+        """Ends what has not ended of a request, or one sequence of it."""
+        for sequence in group.sequences if index is None else group.sequences[index : index + 1]:
             if not sequence.finished:
                 event = Event(group.request.id, sequence.index, cached_tokens=group.cached_tokens, error=error)
                 event.finish_reason = reason

@@ -1,0 +1,83 @@
+"""The int32 arrays that tell a model which tokens a step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+import numpy as np
+import numpy.typing as npt
+
+from fermi import _C
+from fermi.engine.plan import Work
+from fermi.models.inputs import Batch
+
+__all__ = ["DecodeArrays", "mixed_batch"]
+
+Integers = npt.NDArray[np.int32]
+
+
+class DecodeArrays:
+    """One token of each of ``size`` sequences, in memory that a compiled recording reads at every run."""
+
+    def __init__(self, size: int, max_blocks: int, block_size: int) -> None:
+        self._block_size = block_size
+        self._columns: Integers = np.zeros((5, size), np.int32)
+        self._block_tables: Integers = np.zeros((size, max_blocks), np.int32)
+        token_ids, positions, rope_lengths, slots, context_lengths = self._columns
+        self.batch = Batch(
+            token_ids=_C.Tensor.from_numpy(token_ids),
+            positions=_C.Tensor.from_numpy(positions),
+            rope_lengths=_C.Tensor.from_numpy(rope_lengths),
+            slots=_C.Tensor.from_numpy(slots),
+            query_starts=_C.Tensor.from_numpy(np.arange(size + 1, dtype=np.int32)),
+            context_lengths=_C.Tensor.from_numpy(context_lengths),
+            block_tables=_C.Tensor.from_numpy(self._block_tables),
+            logit_rows=_C.Tensor.from_numpy(np.arange(size, dtype=np.int32)),
+        )
+
+    def fill(self, work: Items[Work]) -> None:
+        """Takes in the sequences of a step of one token each."""
+        block_size, columns = self._block_size, []
+        for row, part in enumerate(work):
+            sequence, position = part.sequence, part.start
+            blocks = sequence.blocks
+            columns.append(
+                (
+                    sequence.token_ids[position],
+                    position,
+                    max(sequence.prompt_length, position + 1),
+                    blocks[position // block_size] * block_size + position % block_size,
+                    position + 1,
+                )
+            )
+            self._block_tables[row, : len(blocks)] = blocks
+        self._columns[:] = np.array(columns, np.int32).T
+
+
+def mixed_batch(work: Items[Work], rows: Items[int], block_size: int) -> Batch:
+    """Any tokens of any sequences. ``rows``: which of the step's tokens need logits."""
+    starts = np.zeros(len(work) + 1, np.int32)
+    np.cumsum([part.length for part in work], out=starts[1:])
+    token_ids, positions, rope_lengths, slots = np.empty((4, starts[-1]), np.int32)
+    ends = [part.start + part.length for part in work]
+    block_tables = np.zeros((len(work), max(-(-end // block_size) for end in ends)), np.int32)
+    for row, (part, end) in enumerate(zip(work, ends, strict=True)):
+        sequence = part.sequence
+        span = slice(starts[row], starts[row + 1])
+        place = np.arange(part.start, end, dtype=np.int32)
+        blocks = np.array(sequence.blocks[: -(-end // block_size)], np.int32)
+        token_ids[span] = sequence.token_ids[part.start : end]
+        positions[span] = place
+        rope_lengths[span] = np.maximum(sequence.prompt_length, place + 1)
+        slots[span] = blocks[place // block_size] * block_size + place % block_size
+        block_tables[row, : len(blocks)] = blocks
+    return Batch(
+        token_ids=_C.Tensor.from_numpy(token_ids),
+        positions=_C.Tensor.from_numpy(positions),
+        rope_lengths=_C.Tensor.from_numpy(rope_lengths),
+        slots=_C.Tensor.from_numpy(slots),
+        query_starts=_C.Tensor.from_numpy(starts),
+        context_lengths=_C.Tensor.from_numpy(np.array(ends, np.int32)),
+        block_tables=_C.Tensor.from_numpy(block_tables),
+        logit_rows=_C.Tensor.from_numpy(np.array(rows, np.int32)),
+    )

@@ -1,0 +1,119 @@
+"""From a step's logits to its tokens and their log-probabilities."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from fermi.engine._sampler import Draws, Sampler
+from fermi.engine.event import TokenLogprobs
+from fermi.engine.plan import Plan, StepOutput
+from fermi.engine.sequence import Sequence
+
+__all__ = ["Drawing"]
+
+Logits = npt.NDArray[np.float32]
+
+_SEED_BITS = 2**64 - 1
+
+
+class Drawing:
+    """Draws every token of a step at once, without the GIL; what fails for one sequence fails for it alone."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._sampler = Sampler(vocab_size)
+
+    def draw(self, plan: Plan, logits: Logits) -> StepOutput:
+        """The step's output. ``logits`` [rows, vocab]: for each work what it scores, then its last if it draws."""
+        output = StepOutput()
+        sequences: list[Sequence] = []
+        rows: list[int] = []
+        row = 0
+        for number, work in enumerate(plan.work):
+            if work.scores:
+                wanted = work.sequence.group.request.sampling.prompt_logprobs or 0
+                targets = work.sequence.token_ids[work.scored + 1 : work.scored + work.scores + 1].tolist()
+                scored = self._measure(logits, list(range(row, row + work.scores)), targets, wanted)
+                output.prompt_logprobs[number] = scored
+                row += work.scores
+            if work.draws:
+                sequences += work.draws
+                rows += [row] * len(work.draws)
+                row += 1
+        draws = [sequence.draws or self._start(sequence) for sequence in sequences]
+        self._constrain(sequences, draws, output)
+        output.token_ids = self._sampler.sample(logits, rows, draws)
+        for place in output.errors:
+            output.token_ids[place] = -1
+        self._accept(sequences, draws, output)
+        self._add_logprobs(sequences, rows, logits, output)
+        return output
+
+    def _start(self, sequence: Sequence) -> Draws:
+        request, vocab = sequence.group.request, self._sampler.vocab_size
+        sampling = request.sampling
+        ends: Iterable[int] = sampling.stop_token_ids
+        if not sampling.ignore_eos:
+            ends = sampling.stop_token_ids | request.eos_token_ids
+        sequence.draws = Draws(
+            vocab_size=vocab,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=sampling.logit_bias,
+            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed & _SEED_BITS,
+            stream=sequence.index,
+            min_tokens=sampling.min_tokens,
+            stop_token_ids=[token_id for token_id in ends if token_id < vocab],
+            prompt_token_ids=request.prompt_token_ids,
+        )
+        return sequence.draws
+
+    def _constrain(self, sequences: list[Sequence], draws: list[Draws], output: StepOutput) -> None:
+        """Lets grammars say what may come next."""
+        for place, sequence in enumerate(sequences):
+            if sequence.constraint is not None:
+                try:
+                    mask = np.zeros((self._sampler.vocab_size + 31) // 32, np.uint32)
+                    sequence.constraint.fill(mask)
+                    draws[place].allow(mask)
+                except Exception as error:
+                    output.errors[place] = f"the grammar failed: {error}"
+
+    def _accept(self, sequences: list[Sequence], draws: list[Draws], output: StepOutput) -> None:
+        for place, (sequence, token_id) in enumerate(zip(sequences, output.token_ids, strict=True)):
+            if token_id < 0:
+                continue
+            draws[place].accept(token_id)
+            if sequence.constraint is not None:
+                try:
+                    sequence.constraint.accept(token_id)
+                except Exception as error:
+                    output.errors[place] = f"the grammar failed: {error}"
+                    output.token_ids[place] = -1
+
+    def _add_logprobs(self, sequences: list[Sequence], rows: list[int], logits: Logits, output: StepOutput) -> None:
+        places: dict[int, list[int]] = {}  # by how many likeliest tokens are wanted
+        for place, sequence in enumerate(sequences):
+            wanted = sequence.group.request.sampling.logprobs
+            if wanted is not None and output.token_ids[place] >= 0:
+                places.setdefault(wanted, []).append(place)
+        for wanted, chosen in places.items():
+            token_ids = [output.token_ids[place] for place in chosen]
+            measured = self._measure(logits, [rows[place] for place in chosen], token_ids, wanted)
+            output.logprobs.update(zip(chosen, measured, strict=True))
+
+    def _measure(self, logits: Logits, rows: list[int], token_ids: list[int], top: int) -> list[TokenLogprobs]:
+        values, ranks, top_ids, top_values = self._sampler.log_probabilities(logits, rows, token_ids, top)
+        tops = zip(top_ids.tolist(), top_values.tolist(), strict=True)
+        return [
+            TokenLogprobs(token_id, value, rank, [pair for pair in zip(*likeliest, strict=True) if pair[0] >= 0])
+            for token_id, value, rank, likeliest in zip(token_ids, values.tolist(), ranks.tolist(), tops, strict=True)
+        ]

@@ -1,0 +1,142 @@
+"""The engine: requests in, a step at a time, events out."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fermi.engine.blocks import BlockPool
+from fermi.engine.config import EngineConfig, cache_size
+from fermi.engine.event import Event
+from fermi.engine.eviction import eviction_policy
+from fermi.engine.limits import Limits
+from fermi.engine.plan import Plan, StepOutput, Work
+from fermi.engine.runner import Runner
+from fermi.engine.sampling import Sampling
+from fermi.engine.scheduler import Scheduler, SchedulerStats
+from fermi.engine.sequence import Group, Request
+from fermi.errors import EngineError
+from fermi.models import KVCache, Model
+
+__all__ = ["Engine", "EngineConfig", "StepRunner"]
+
+
+class StepRunner(Protocol):
+    """Computes what the scheduler plans."""
+
+    def run(self, plan: Plan) -> StepOutput:
+        """Computes a plan and draws its tokens."""
+
+    def compute(self, work: list[Work]) -> npt.NDArray[np.float32]:
+        """Logits of the positions that the work scores."""
+
+
+class Engine:
+    """A model that serves many requests at a time, each as if it were alone. For one thread.
+
+    ``step`` computes some tokens of some requests and returns their news; call it while ``has_work``.
+    """
+
+    def __init__(self, model: Model, config: EngineConfig) -> None:
+        """Allocates the KV cache. ConfigError when it would not hold one sequence of ``max_model_len`` tokens."""
+        size = cache_size(config, model.kv_spec, model.max_position_embeddings, model.backend.memory()[0])
+        pool = BlockPool(
+            size.blocks, config.block_size, eviction_policy(config.eviction) if config.prefix_cache else None
+        )
+        limits = Limits(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=size.max_model_len,
+            vocab_size=model.vocab_size,
+            rope_original_length=model.rope_original_length if model.rope_depends_on_length else None,
+        )
+        kv = KVCache.allocate(model.kv_spec, size.blocks, config.block_size, model.backend)
+        runner = Runner(
+            model,
+            kv,
+            block_size=config.block_size,
+            max_model_len=size.max_model_len,
+            batch_invariant=config.batch_invariant,
+        )
+        self._assemble(Scheduler(pool, limits), runner, time.monotonic)
+
+    @classmethod
+    def assemble(cls, scheduler: Scheduler, runner: StepRunner, clock: Callable[[], float]) -> Engine:
+        """An engine of given parts, for tests and other runners. ``clock`` gives seconds."""
+        engine = cls.__new__(cls)
+        engine._assemble(scheduler, runner, clock)
+        return engine
+
+    def _assemble(self, scheduler: Scheduler, runner: StepRunner, clock: Callable[[], float]) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._clock = clock
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and output together."""
+        return self._scheduler.limits.max_model_len
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self._scheduler.has_work
+
+    def stats(self) -> SchedulerStats:
+        """Counts of now and since the start."""
+        return self._scheduler.stats()
+
+    def check(self, request: Request) -> None:
+        """RequestError when the request can never be served. Any thread may call it."""
+        self._scheduler.check(request)
+
+    def add(self, request: Request) -> None:
+        """Queues a request; RequestError when it can never be served, or when its id is in use."""
+        self._scheduler.add(request, self._clock())
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request, or one sequence of it, and frees its blocks; the next step tells. Ended ones are ignored."""
+        self._scheduler.abort(request_id, self._clock(), index)
+
+    def abort_all(self) -> None:
+        """Ends every request."""
+        self._scheduler.abort_all(self._clock())
+
+    def step(self) -> list[Event]:
+        """Computes some tokens. When that fails, every request that ran ends with an error; the engine goes on."""
+        plan = self._scheduler.schedule(self._clock())
+        try:
+            output = self._runner.run(plan)
+        except Exception as error:
+            return self._scheduler.fail(f"{type(error).__name__}: {error}", self._clock())
+        return self._scheduler.commit(plan, output, self._clock())
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The raw logits after each token: float32 [tokens, vocab]. Uses free blocks, so not while requests run.
+
+        Raises:
+            RequestError: no tokens, too many, or some that the vocabulary does not have.
+            EngineError: other requests hold the blocks it needs.
+        """
+        request = Request(id="", prompt_token_ids=token_ids, sampling=Sampling(max_tokens=0))
+        self.check(request)
+        pool, limits = self._scheduler.pool, self._scheduler.limits
+        sequence = Group(request, 0.0, 0, b"").sequences[0]
+        needed = -(-len(token_ids) // pool.block_size)
+        if needed > pool.available:
+            raise EngineError(f"{len(token_ids)} tokens need {needed} blocks; {pool.available} are free")
+        logits = np.empty((len(token_ids), limits.vocab_size), np.float32)
+        sequence.blocks = array("i", (pool.allocate() for _ in range(needed)))
+        try:
+            for start in range(0, len(token_ids), limits.max_scored_rows):
+                length = min(limits.max_scored_rows, len(token_ids) - start)
+                work = Work(sequence, start, length, scored=start, scores=length)
+                logits[start : start + length] = self._runner.compute([work])
+        finally:
+            pool.release(sequence.blocks)
+        return logits
