@@ -16,7 +16,7 @@ namespace fermi {
 /// One opened file. Tensors stay valid after it is gone: they share the mapping.
 class FERMI_API Safetensors {
   public:
-    /// Maps the file and checks its whole header. Throws FormatError naming the file and what is wrong: truncated, header
+    /// Maps the file and checks its whole header. Throws filesystem_error if it cannot be opened, FormatError naming the file and what is wrong: truncated, header
     /// beyond the file or too large, not JSON, unknown dtype, shape and byte range that disagree, overlapping or
     /// out-of-bounds ranges, holes, overflowing sizes, duplicate names.
     explicit Safetensors(const std::filesystem::path& path);

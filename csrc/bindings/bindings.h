@@ -1,0 +1,58 @@
+// What the files of the Python module share: one function per noun, and conversions of names.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dtype.h"
+#include "tensor.h"
+
+namespace fermi::python {
+
+namespace py = pybind11;
+
+void bind_errors(py::module_& module);
+void bind_tensor(py::module_& module);
+void bind_weight(py::module_& module);
+void bind_backend(py::module_& module);
+void bind_recording(py::module_& module);
+void bind_safetensors(py::module_& module);
+void bind_ops(py::module_& module);
+
+/// "f32" → DType::f32. Throws InvalidArgument.
+DType parse_dtype(std::string_view name);
+
+/// Throws InvalidArgument unless the tensor's memory can be read from here: on the CPU, and there (a recording's
+/// intermediates have none before the recording is closed).
+void require_readable(const Tensor& tensor, std::string_view method);
+
+/// NumPy arrays; numpy.cpp.
+Tensor from_numpy(const py::object& array, const py::object& dtype);
+py::object to_numpy(const py::object& self);
+py::object to_float32(const Tensor& tensor);
+
+/// DLPack capsules; dlpack.cpp.
+py::object to_dlpack(const Tensor& tensor, const py::object& stream, const py::object& max_version,
+                     const py::object& dl_device, const py::object& copy);
+Tensor from_dlpack(const py::object& source);
+
+/// Keeps a Python object alive from C++, whichever thread drops it.
+class PythonOwner {
+  public:
+    explicit PythonOwner(py::object object) : object_(object.release().ptr()) {}
+    PythonOwner(PythonOwner&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+    PythonOwner(const PythonOwner&) = delete;
+    PythonOwner& operator=(const PythonOwner&) = delete;
+    PythonOwner& operator=(PythonOwner&&) = delete;
+    ~PythonOwner();
+
+  private:
+    PyObject* object_;
+};
+
+}  // namespace fermi::python

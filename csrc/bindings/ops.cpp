@@ -1,0 +1,72 @@
+// The vocabulary as functions of the module: one line per op.
+#include "ops.h"
+
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "bindings.h"
+
+namespace fermi::python {
+namespace {
+
+using Weights = std::variant<Weight, std::vector<Weight>>;
+using Biases = std::variant<std::monostate, Tensor, std::vector<std::optional<Tensor>>>;
+
+Activation parse_activation(std::string_view name) {
+    if (name == "silu") return Activation::silu;
+    if (name == "gelu") return Activation::gelu;
+    if (name == "gelu_tanh") return Activation::gelu_tanh;
+    if (name == "relu") return Activation::relu;
+    throw InvalidArgument(message("activation: \"", name, "\" is none of silu, gelu, gelu_tanh, relu"));
+}
+
+RopeRule parse_rule(std::string_view name) {
+    if (name == "fixed") return RopeRule::fixed;
+    if (name == "dynamic_ntk") return RopeRule::dynamic_ntk;
+    if (name == "longrope") return RopeRule::longrope;
+    throw InvalidArgument(message("rope_angles: rule \"", name, "\" is none of fixed, dynamic_ntk, longrope"));
+}
+
+Tensor linear_of(const Tensor& x, Weights weights, Biases biases) {
+    if (auto* one = std::get_if<Weight>(&weights)) weights = std::vector{std::move(*one)};
+    std::vector<Tensor> list;
+    if (auto* one = std::get_if<Tensor>(&biases)) list.push_back(std::move(*one));
+    if (auto* many = std::get_if<std::vector<std::optional<Tensor>>>(&biases)) {
+        for (std::optional<Tensor>& bias : *many) list.push_back(std::move(bias).value_or(Tensor()));
+    }
+    return linear(x, std::get<std::vector<Weight>>(std::move(weights)), std::move(list));
+}
+
+}  // namespace
+
+void bind_ops(py::module_& module) {
+    using py::arg;
+    module.def("embed", &embed, arg("token_ids"), arg("table"));
+    module.def("rms_norm", &rms_norm, arg("x"), arg("weight"), arg("epsilon"));
+    module.def("add_rms_norm", &add_rms_norm, arg("residual"), arg("x"), arg("weight"), arg("epsilon"));
+    module.def("linear", &linear_of, arg("x"), arg("weights"), arg("biases") = py::none());
+    module.def(
+        "rope_angles",
+        [](const Tensor& positions, const Tensor& lengths, const Tensor& frequencies, const std::string& rule,
+           float attention_factor, float base, float factor, std::int32_t original_length) {
+            return rope_angles(positions, lengths, frequencies,
+                               {parse_rule(rule), attention_factor, base, factor, original_length});
+        },
+        arg("positions"), arg("lengths"), arg("frequencies"), py::kw_only(), arg("rule") = "fixed",
+        arg("attention_factor") = 1.0F, arg("base") = 0.0F, arg("factor") = 1.0F, arg("original_length") = 0);
+    module.def("rope_append", &rope_append, arg("q"), arg("k"), arg("v"), arg("angles"), arg("slots"), arg("key_cache"),
+               arg("value_cache"));
+    module.def("attention", &attention, arg("q"), arg("key_cache"), arg("value_cache"), arg("block_tables"),
+               arg("query_starts"), arg("context_lengths"), py::kw_only(), arg("scale"), arg("window") = 0);
+    module.def(
+        "gated_activation",
+        [](const Tensor& x, const std::string& activation) { return gated_activation(x, parse_activation(activation)); },
+        arg("x"), arg("activation"));
+    module.def("gather_rows", &gather_rows, arg("x"), arg("rows"));
+    module.def("copy", &copy, arg("destination"), arg("source"));
+}
+
+}  // namespace fermi::python
