@@ -154,7 +154,7 @@ class LLM:
             (prompt if isinstance(prompt, str) else None, self._encode(prompt), each)
             for prompt, each in zip(listed, params, strict=True)
         ]
-        return self._run(requests, use_tqdm)
+        return self._run(requests, use_tqdm, continues=True)
 
     def chat(
         self,
@@ -181,13 +181,13 @@ class LLM:
         for conversation, each in zip(conversations, params, strict=True):
             text = self.tokenizer.chat_template.render(
                 normalise_messages(conversation),
-                tools=tools,
-                add_generation_prompt=add_generation_prompt and not continue_final_message,
+                tools,
+                add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
+                **_variables(chat_template_kwargs),
             )
             requests.append((text, self.tokenizer.encode(text, add_special_tokens=False), each))
-        return self._run(requests, use_tqdm)
+        return self._run(requests, use_tqdm, continues=continue_final_message)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """The model's own scores of the next token after each of these: float32 [len(token_ids), vocabulary].
@@ -241,14 +241,23 @@ class LLM:
         return given
 
     def _run(
-        self, requests: Sequence[tuple[str | None, list[int], SamplingParams]], use_tqdm: bool
+        self,
+        requests: Sequence[tuple[str | None, list[int], SamplingParams]],
+        use_tqdm: bool,
+        *,
+        continues: bool = False,
     ) -> list[RequestOutput]:
-        """Run requests together. If one is refused, or the caller interrupts, none is left behind in the engine."""
+        """Run requests together. If one is refused, or the caller interrupts, none is left behind in the engine.
+
+        ``continues``: the text goes on from the prompt's, so that a space at its beginning stays.
+        """
         running: dict[str, _Running] = {}
         bar = tqdm(total=len(requests), desc="generating", unit="prompt", disable=not use_tqdm, leave=False)
         try:
             for prompt, token_ids, params in requests:
-                each = _Running(f"llm-{next(self._ids)}", prompt, token_ids, params, self.tokenizer)
+                each = _Running(
+                    f"llm-{next(self._ids)}", prompt, token_ids, params, self.tokenizer, continues=continues
+                )
                 self.engine.add(each.request(self.tokenizer, self.engine.max_model_len))
                 running[each.output.request_id] = each
             outputs = [each.output for each in running.values()]
@@ -273,7 +282,14 @@ class _Running:
     """One request of a call and what has come of it."""
 
     def __init__(
-        self, request_id: str, prompt: str | None, token_ids: list[int], params: SamplingParams, tokenizer: Tokenizer
+        self,
+        request_id: str,
+        prompt: str | None,
+        token_ids: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        continues: bool,
     ) -> None:
         completions = [CompletionOutput(index) for index in range(params.n)]
         self.output = RequestOutput(request_id, prompt, token_ids, completions)
@@ -285,6 +301,7 @@ class _Running:
                 skip_special_tokens=params.skip_special_tokens,
                 include_stop=params.include_stop_str_in_output,
                 min_tokens=params.min_tokens,
+                continues=continues and tokenizer.holds_text(token_ids),
             )
             for _ in completions
         ]
@@ -330,6 +347,17 @@ class _Running:
         return []
 
 
+def _variables(given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a caller may hand to the chat template: anything but what ``chat`` has arguments for."""
+    own = {"messages", "tools", "add_generation_prompt", "continue_final_message"} & set(given or {})
+    if own:
+        raise RequestError(
+            f"chat_template_kwargs must not hold {', '.join(sorted(own))}: chat() has arguments for them",
+            param="chat_template_kwargs",
+        )
+    return given or {}
+
+
 def _windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
     """(start, first scored, end) of windows over ``length`` tokens; every token but the first is scored once."""
     spans, scored, start = [], 1, 0
@@ -344,7 +372,9 @@ def _listed_prompts(prompts: Any) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, (list, tuple)):
-        raise RequestError(f"prompts must be texts or lists of token ids, got {type(prompts).__name__}", param="prompts")
+        raise RequestError(
+            f"prompts must be texts or lists of token ids, got {type(prompts).__name__}", param="prompts"
+        )
     if prompts and all(isinstance(each, (int, np.integer)) for each in prompts):
         return [prompts]
     return list(prompts)

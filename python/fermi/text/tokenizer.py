@@ -167,6 +167,10 @@ class Tokenizer:
         """``token_bytes`` as a string, with U+FFFD for parts of characters; special tokens as they are written."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def holds_text(self, token_ids: Iterable[int]) -> bool:
+        """Whether any of them is more than a special token: what is generated after them goes on from a text."""
+        return any(token_id not in self.special_token_ids for token_id in token_ids)
+
     def pieces(self, token_ids: Iterable[int], skip_special_tokens: bool) -> list[str]:
         """The vocabulary's entries for token ids, which ``stream_decoder`` takes; unknown ids are left out."""
         entries = map(self._backend.id_to_token, token_ids)
