@@ -231,7 +231,7 @@ class LLM:
         self, count: int, given: SamplingParams | Sequence[SamplingParams] | None
     ) -> Sequence[SamplingParams]:
         if given is None:
-            return [self._loaded.default_params] * count
+            return [default_params(self._loaded.generation_config)] * count
         if isinstance(given, SamplingParams):
             return [given] * count
         if not isinstance(given, (list, tuple)) or not all(isinstance(each, SamplingParams) for each in given):
@@ -345,6 +345,20 @@ class _Running:
         if event.stop_token_id in self.params.stop_token_ids:
             completion.stop_reason = event.stop_token_id
         return []
+
+
+def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
+    """How a checkpoint's generation_config.json wants to be sampled; values there that cannot be are passed over."""
+    names = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+    values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    if generation_config.get("do_sample") is False:
+        values["temperature"] = 0.0
+    for name, value in list(values.items()):
+        try:
+            SamplingParams(**{name: value})
+        except RequestError:
+            del values[name]
+    return SamplingParams(**values)
 
 
 def _variables(given: Mapping[str, Any] | None) -> Mapping[str, Any]:
