@@ -294,6 +294,7 @@ class _Running:
         completions = [CompletionOutput(index) for index in range(params.n)]
         self.output = RequestOutput(request_id, prompt, token_ids, completions)
         self.params = params
+        self.open = set(range(params.n))  # sequences that the engine has not ended
         self.texts = [
             TextStream(
                 tokenizer,
@@ -318,11 +319,13 @@ class _Running:
 
     @property
     def finished(self) -> bool:
-        return all(completion.finish_reason is not None for completion in self.output.outputs)
+        return not self.open
 
     def take(self, event: Event) -> list[int]:
         """Take in the news; returns the sequences that a stop string has ended and the engine has not."""
         completion, text = self.output.outputs[event.index], self.texts[event.index]
+        if event.finish_reason is not None:
+            self.open.discard(event.index)
         if completion.finish_reason is not None:
             return []
         if event.finish_reason == "error":
