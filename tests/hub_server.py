@@ -67,34 +67,36 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if self.hub.status is not None:
-            return self._refuse(self.hub.status)
-        if match := re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)??)(?:/(revision|tree)/([^/]+))?", path):
-            name, kind, revision = match.groups()
+            self._refuse(self.hub.status)
+        elif match := re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)??)(?:/(revision|tree)/([^/]+))?", path):
+            self._about(match[1], match[2] or "revision", match[3])
         elif match := re.fullmatch(r"/([^/]+/[^/]+|[^/]+)/resolve/([^/]+)/(.+)", path):
-            name, revision, kind = match[1], match[2], "file:" + match[3]
+            self._about(match[1], "file", match[2], match[3])
         else:
-            return self._refuse(404)
+            self._refuse(404)
+
+    def _about(self, name: str, kind: str, revision: str | None, file: str = "") -> None:
         repository = self.hub.repositories.get(name)
-        allowed = repository is not None and repository.token in (
-            None,
-            (self.headers.get("Authorization") or "").removeprefix("Bearer "),
-        )
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        allowed = repository is not None and repository.token in (None, token)
         if repository is None or (not allowed and not repository.gated):
-            return self._refuse(401, "RepoNotFound", "Repository not found")
-        if revision is not None and revision not in (*repository.revisions, repository.commit):
-            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        if kind is None or kind == "revision":
-            return self._json(_model_info(name, repository))
-        if kind == "tree":
-            return self._json([_entry(path, data) for path, data in sorted(repository.files.items())])
-        if not allowed:
-            return self._refuse(403, "GatedRepo", "Access to this model is restricted")
-        return self._file(repository, kind.removeprefix("file:"))
+            self._refuse(401, "RepoNotFound", "Repository not found")
+        elif revision is not None and revision not in (*repository.revisions, repository.commit):
+            self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        elif kind == "revision":
+            self._json(_model_info(name, repository))
+        elif kind == "tree":
+            self._json([_entry(path, data) for path, data in sorted(repository.files.items())])
+        elif not allowed:
+            self._refuse(403, "GatedRepo", "Access to this model is restricted")
+        else:
+            self._file(repository, file)
 
     def _file(self, repository: Repository, name: str) -> None:
         data = repository.files.get(name)
         if data is None:
-            return self._refuse(404, "EntryNotFound", "Entry not found")
+            self._refuse(404, "EntryNotFound", "Entry not found")
+            return
         start = int(match[1]) if (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")) else 0
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')

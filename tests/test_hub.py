@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Hub, Repository, serve_hub
 
 from fermi import hub
 from fermi.errors import CheckpointError, GatedModelError, HubError, ModelNotFoundError, OfflineError
+from hub_server import Hub, Repository, serve_hub
 
 INDEX = "model.safetensors.index.json"
 TEXT = {

@@ -1,0 +1,52 @@
+"""The application: endpoints, error handlers and layers around one server state."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+
+from fermi.config import Settings
+from fermi.server import chat, completions, health, models, tokenize
+from fermi.server.errors import add_handlers
+from fermi.server.middleware import BodyLimit, Keys, Requests
+from fermi.server.registry import Registry
+from fermi.server.state import ServerState
+
+Lifespan = Callable[[ServerState], AbstractAsyncContextManager[None]]
+
+ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router)
+
+
+def create_app(registry: Registry, settings: Settings | None = None, lifespan: Lifespan | None = None) -> FastAPI:
+    """The HTTP server over these models.
+
+    The models may be added later: until then requests are answered 503. ``lifespan`` is entered when the server
+    starts, in its event loop, and left when it has stopped. The state is ``app.state.server``.
+    """
+    settings = Settings() if settings is None else settings
+    state = ServerState(settings, registry)
+
+    @asynccontextmanager
+    async def live(app: FastAPI) -> AsyncIterator[None]:
+        if lifespan is None:
+            yield
+            return
+        async with lifespan(state):
+            yield
+
+    app = FastAPI(
+        title="fermi",
+        description="An inference engine for small language models, with OpenAI's API.",
+        lifespan=live,
+        redirect_slashes=False,
+    )
+    app.state.server = state
+    add_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_middleware(BodyLimit, limit=settings.openai.max_body_bytes)
+    app.add_middleware(Keys, keys=settings.openai.api_keys)
+    app.add_middleware(Requests, state=state)  # added last, so outermost
+    return app

@@ -1,0 +1,86 @@
+"""The reply of one choice told apart: reasoning, content, tool calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fermi.server.generation import Piece
+from fermi.server.thinking import ThinkingPlan
+from fermi.text.reasoning import ReasoningSplitter
+from fermi.text.tool_calls import ToolCall, ToolCallParser
+
+OPENING = "<think>"
+
+
+@dataclass(slots=True)
+class ChatDelta:
+    """News of one choice as a chat client sees it."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: tuple[ToolCall, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.reasoning or self.content or self.calls)
+
+
+@dataclass(slots=True)
+class ChatText:
+    """Takes the text of one choice as it comes.
+
+    Attributes:
+        calls: how many tool calls there were.
+        reasoning_tokens: tokens before the content began, if there were thoughts.
+    """
+
+    plan: ThinkingPlan
+    prompt: str
+    with_tools: bool
+    calls: int = 0
+    reasoning_tokens: int = 0
+    _splitter: ReasoningSplitter = field(init=False)
+    _tools: ToolCallParser | None = field(init=False)
+    _begun: bool = False
+    _thought: bool = False
+    _answered: bool = False
+    _tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self._splitter = ReasoningSplitter(starts_inside=ReasoningSplitter.opened_by(self.prompt))
+        self._tools = ToolCallParser() if self.with_tools else None
+
+    def push(self, piece: Piece) -> ChatDelta:
+        """What is certain now; the rest with the piece that finishes."""
+        last = piece.finish_reason is not None
+        split = self._splitter.push(piece.text)
+        reasoning, content = split
+        if last:
+            rest = self._splitter.finish()
+            reasoning, content = reasoning + rest.reasoning, content + rest.content
+        self._count(piece.tokens, bool(reasoning), bool(content))
+        delta = ChatDelta(reasoning if self.plan.place == "apart" else "", content)
+        if self.plan.place == "in_content":
+            delta.content = self._opened() + piece.text
+        self._begun = True
+        if self._tools is not None:
+            found = self._tools.push(delta.content)
+            delta.content, delta.calls = found
+            if last:
+                rest_found = self._tools.finish()
+                delta.content += rest_found.content
+                delta.calls += rest_found.calls
+            self.calls += len(delta.calls)
+        return delta
+
+    def _opened(self) -> str:
+        """The tag that the template wrote in the model's place, before the first piece of the reply."""
+        if self._begun or not self._splitter.starts_inside:
+            return ""
+        return self.prompt[self.prompt.rindex(OPENING) :]
+
+    def _count(self, tokens: int, reasoning: bool, content: bool) -> None:
+        self._tokens += tokens
+        self._thought |= reasoning
+        if not self._answered and self._thought:
+            self.reasoning_tokens = self._tokens - (tokens if content else 0)
+        self._answered |= content

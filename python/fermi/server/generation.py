@@ -1,0 +1,233 @@
+"""One client request while it runs: its sequences in the engine, their text as it grows, and what it all took."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request as HTTPRequest
+
+from fermi.engine.event import Event, Timing, TokenLogprobs
+from fermi.engine.sequence import Request
+from fermi.errors import DeadlineError, EngineError
+from fermi.sampling_params import SamplingParams
+from fermi.server.served import ServedModel, Stream
+from fermi.text.output import TextStream
+
+
+@dataclass(slots=True)
+class Piece:
+    """News of one choice: text that is certain, the log-probabilities of its tokens, and how it ended."""
+
+    index: int
+    text: str
+    tokens: int
+    logprobs: list[TokenLogprobs]
+    finish_reason: str | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a request took, over all its choices."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    deadline: bool = False
+    timings: list[Timing] = field(default_factory=list)
+
+    def wire(self) -> dict[str, Any]:
+        """The ``usage`` object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "performance": self.performance(),
+        }
+
+    def performance(self) -> dict[str, Any]:
+        """The ``performance`` object: the slowest choice's times, all choices' tokens."""
+        prefill, decode, first = (
+            max((getattr(timing, name) for timing in self.timings), default=0.0)
+            for name in ("prefill_s", "decode_s", "first_token_s")
+        )
+        steps = max(0, self.completion_tokens - len(self.timings))
+        wire = {
+            "prefill_ms": round(1000 * prefill, 3),
+            "decode_ms": round(1000 * decode, 3),
+            "decode_iterations": steps,
+            "tokens_per_second": round(steps / decode, 3) if decode > 0 else 0.0,
+            "time_to_first_token_ms": round(1000 * first, 3),
+        }
+        return {**wire, "deadline": True} if self.deadline else wire
+
+
+class Choice:
+    """The text of one sequence, until the model, a stop string or a limit ends it."""
+
+    def __init__(self, index: int, served: ServedModel, params: SamplingParams, *, continues: bool) -> None:
+        """``continues``: the text goes on from the prompt's, so a space at its beginning stays."""
+        self.index = index
+        self.finished = False
+        self._text = TextStream(
+            served.tokenizer,
+            params.stop_strings,
+            skip_special_tokens=params.skip_special_tokens,
+            include_stop=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+            continues=continues,
+        )
+        self._include_stop = params.include_stop_str_in_output
+
+    def push(self, event: Event) -> Piece:
+        """Take the news of the sequence."""
+        ids, logprobs = event.token_ids, event.logprobs or []
+        ended_by_token = event.stop_token_id is not None and not self._include_stop
+        if ended_by_token:  # not part of the text
+            ids, logprobs = ids[:-1], logprobs[: len(ids) - 1]
+        piece = Piece(self.index, self._text.push(ids), len(event.token_ids), logprobs)
+        piece.prompt_logprobs = event.prompt_logprobs
+        if event.finish_reason is not None and self._text.stopped_by is None:
+            piece.text += self._text.finish()
+            piece.finish_reason = "length" if event.finish_reason == "deadline" else event.finish_reason
+        if self._text.stopped_by is not None:
+            piece.finish_reason = "stop"
+        self.finished = piece.finish_reason is not None
+        return piece
+
+
+class Generation:
+    """The prompts of one client request, each with its choices, in the engine.
+
+    Choices are numbered prompt by prompt: choice ``i * n + j`` is the j-th of prompt i.
+    """
+
+    def __init__(
+        self, served: ServedModel, requests: Sequence[Request], params: SamplingParams, *, continues: bool = False
+    ) -> None:
+        """Submit every request, or none.
+
+        Raises:
+            RequestError: one of them can never run.
+            QueueFullError: too many wait.
+        """
+        self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
+        self._choices = [
+            Choice(index, served, params, continues=continues) for index in range(len(requests) * params.n)
+        ]
+        self._streams: list[Stream] = []
+        self._cached: dict[int, int] = {}
+        self._n = params.n
+        self._submitted = time.monotonic()
+        self._first_token = 0.0
+        self._cancelled = False
+        try:
+            for request in requests:
+                self._streams.append(served.service.submit(request))
+        except BaseException:
+            self.cancel()
+            raise
+
+    @property
+    def choices(self) -> range:
+        """The numbers of the choices."""
+        return range(len(self._choices))
+
+    def cancel(self) -> None:
+        """End everything; what the request holds is free within a step, and ``pieces`` ends."""
+        self._cancelled = True
+        for stream in self._streams:
+            stream.cancel()
+
+    def end(self, index: int) -> None:
+        """End one choice, as if the model had."""
+        if not self._choices[index].finished:
+            self._choices[index].finished = True
+            self._release(index, timed=False)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The news of all choices as they come, until each has ended or all are cancelled.
+
+        Raises:
+            DeadlineError: the time was over before the first token.
+            EngineError: the engine failed.
+        """
+        async for number, event in _merged(self._streams):
+            choice = self._choices[number * self._n + event.index]
+            if choice.finished:
+                continue
+            self._raise_failure(event)
+            self._note(number, event)
+            piece = choice.push(event)
+            if piece.finish_reason is not None:
+                self._release(choice.index, timed=event.timing is not None)
+            yield piece
+        if not self._cancelled and not all(choice.finished for choice in self._choices):
+            raise EngineError("The request was aborted.")
+
+    def _note(self, number: int, event: Event) -> None:
+        self._first_token = self._first_token or time.monotonic()
+        self.usage.completion_tokens += len(event.token_ids)
+        self.usage.deadline |= event.finish_reason == "deadline"
+        if event.cached_tokens > self._cached.get(number, 0):
+            self._cached[number] = event.cached_tokens
+            self.usage.cached_tokens = sum(self._cached.values())
+        if event.timing is not None:
+            self.usage.timings.append(event.timing)
+
+    def _raise_failure(self, event: Event) -> None:
+        if event.finish_reason == "deadline" and self.usage.completion_tokens == 0 and not event.token_ids:
+            raise DeadlineError("The request's time was over before its first token.")
+        if event.finish_reason in ("error", "abort"):
+            raise EngineError(event.error or "The request was aborted.")
+
+    def _release(self, index: int, *, timed: bool) -> None:
+        """A choice has ended: free what it holds. ``timed``: by the engine, who ended and timed it."""
+        if not timed:
+            now = time.monotonic()
+            self.usage.timings.append(Timing(0.0, self._first_token - self._submitted, now - self._first_token))
+            self._streams[index // self._n].cancel(index % self._n)
+
+
+def note_usage(request: HTTPRequest, generation: Generation) -> None:
+    """Leave the counts for the HTTP request's line in the log."""
+    request.state.prompt_tokens = generation.usage.prompt_tokens
+    request.state.completion_tokens = generation.usage.completion_tokens
+
+
+async def _merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Event]]:
+    """The events of several streams as they come, each with its stream's number."""
+    if len(streams) == 1:
+        async for event in streams[0]:
+            yield 0, event
+        return
+    waiting = {asyncio.ensure_future(_next(stream)): number for number, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=waiting.__getitem__):
+                number, news = waiting.pop(task), task.result()
+                if news is not None:
+                    waiting[asyncio.ensure_future(_next(streams[number]))] = number
+                    yield number, news
+    finally:
+        for task in waiting:
+            task.cancel()
+        for task in waiting:
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _next(stream: Stream) -> Event | None:
+    try:
+        return await stream.__anext__()
+    except StopAsyncIteration:
+        return None

@@ -1,0 +1,48 @@
+"""GET /health, /ready and /ping: for people, load balancers and container runtimes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psutil
+from fastapi import APIRouter, Request
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from fermi.server.state import RETRY_WHILE_LOADING_S, state_of
+
+router = APIRouter(tags=["operations"])
+
+
+@router.api_route("/health", methods=["GET", "HEAD"])
+async def health(request: Request) -> dict[str, Any]:
+    """The process lives; what it did so far."""
+    state = state_of(request)
+    rates = [model.service.stats.blocks.hit_rate for model in state.models]
+    return {
+        "status": "draining" if state.draining else "ok" if state.ready else "loading",
+        "service": "fermi",
+        "uptime_seconds": round(time.monotonic() - state.started, 3),
+        "total_requests": state.total_requests,
+        "cache_hit_rate": round(sum(rates) / len(rates), 4) if rates else 0.0,
+        "memory_usage_mb": round(psutil.Process().memory_info().rss / 2**20, 1),
+    }
+
+
+@router.api_route("/ready", methods=["GET", "HEAD"])
+async def ready(request: Request) -> Response:
+    """200 while work is taken; 503 until the model is loaded, and while the server drains."""
+    state = state_of(request)
+    status = "ready" if state.ready else "draining" if state.draining else "loading"
+    document = to_json({"status": status, "model_loaded": state.models.loaded})
+    if state.ready:
+        return Response(document, media_type="application/json")
+    headers = {"Retry-After": str(int(RETRY_WHILE_LOADING_S))}
+    return Response(document, 503, headers, media_type="application/json")
+
+
+@router.api_route("/ping", methods=["GET", "HEAD"])
+async def ping() -> Response:
+    """Nothing but 200."""
+    return Response(status_code=200)

@@ -1,0 +1,131 @@
+"""Runs the application: a socket, uvicorn without timers, signals that drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+
+import uvicorn
+
+from fermi.config import Address, Settings
+from fermi.errors import ConfigError
+from fermi.server.app import create_app
+from fermi.server.log import logger
+from fermi.server.registry import Registry
+from fermi.server.state import ServerState
+
+BACKLOG = 2048
+GRACE_S = 5  # for answers that are on their way to slow clients when the server ends
+KEEP_ALIVE_S = 75  # above the minute after which load balancers close idle connections themselves
+
+
+def bind(address: Address) -> socket.socket:
+    """A socket that listens. ConfigError if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        listening = socket.create_server(address, family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot listen on {address}: {error}") from error
+    listening.setblocking(False)
+    return listening
+
+
+class Listener:
+    """One server process: starts and stops the models' lifespan, and drains on SIGTERM or SIGINT.
+
+    Attributes:
+        state: the server's state.
+        exit_code: 0 after a stop or a drain, 1 after ``fail``.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings, sockets: list[socket.socket]) -> None:
+        self.app = create_app(registry, settings, self._lifespan)
+        self.state: ServerState = self.app.state.server
+        self.exit_code = 0
+        self.loop: asyncio.AbstractEventLoop
+        self._sockets = sockets
+        self._starting: list[Callable[[], None]] = []
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                self.app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,  # the middleware's
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=GRACE_S,
+                lifespan="on",
+                ws="none",
+            )
+        )
+
+    def on_start(self, call: Callable[[], None]) -> None:
+        """Call this in the event loop when it runs."""
+        self._starting.append(call)
+
+    def run(self) -> int:
+        """Serve until told to stop; returns the process's exit code."""
+        self._server.run(self._sockets)
+        return self.exit_code
+
+    def stop(self) -> None:
+        """End now; what runs is cut off with an error. To be called in the event loop's thread."""
+        self.state.drain()
+        self._ending = asyncio.ensure_future(self._end())
+
+    def fail(self) -> None:
+        """End now, with exit code 1."""
+        self.exit_code = 1
+        self.stop()
+
+    def drain(self) -> None:
+        """Take no new work, let what runs finish within the drain time, then end. The second call ends at once."""
+        if self.state.draining:
+            self.stop()
+            return
+        logger().info("draining", running=self.state.running)
+        self.state.drain()
+        self._draining = asyncio.ensure_future(self._end_when_drained())
+
+    async def _end_when_drained(self) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.state.drained.wait(), self.state.settings.openai.drain_ms / 1000)
+        await self._end()
+
+    async def _end(self) -> None:
+        """Stop the engines, which ends every request, then the server."""
+        for model in self.state.models:
+            await model.service.stop()
+        self._server.stopping.set()
+
+    @asynccontextmanager
+    async def _lifespan(self, state: ServerState) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+                loop.add_signal_handler(number, self.drain)
+        self.loop = loop
+        for call in self._starting:
+            call()
+        yield
+        for model in state.models:
+            await model.service.stop()
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers and without its clock: idle, it does not wake."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stopping = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.stopping.wait()
+        self.should_exit = True
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return contextlib.nullcontext()

@@ -1,0 +1,106 @@
+"""What the bodies of all generating requests share: sampling, streaming, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+
+from fermi.errors import RequestError
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Stops = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_many), Field(max_length=16)]
+
+
+class Body(BaseModel):
+    """A request body: known fields are checked strictly, unknown ones accepted.
+
+    ``refused`` lists fields that fermi knows but cannot honour, each with the values that ask for nothing.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    def refuse_unsupported(self) -> None:
+        """RequestError naming the first field that cannot be honoured."""
+        extra = self.model_extra or {}
+        for name, harmless in self.refused.items():
+            if name in extra and extra[name] not in (None, *harmless):
+                raise RequestError(f"{name} is not supported by this server", param=name, code="unsupported_parameter")
+
+
+class StreamOptions(Body):
+    """What a stream carries besides its chunks."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationBody(Body):
+    """How to generate; None leaves it to the server's settings, then to the model's, then to fermi."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = Field(
+        None, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
+    )
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Seed | None = None
+    stop: Stops | None = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    min_tokens: Natural | None = None
+    ignore_eos: bool | None = None
+    timeout: Annotated[float, Field(gt=0)] | None = None  # seconds, queue included
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None  # lower runs first
+    cache_salt: Annotated[str, Field(min_length=1)] | None = None  # prompts share cached blocks only with equal salt
+    user: str | None = None
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "use_beam_search": (False,),
+        "length_penalty": (1.0,),
+        "allowed_token_ids": ([],),
+        "bad_words": ([],),
+        "prompt_logprobs": (),
+        "truncate_prompt_tokens": (),
+        "return_tokens_as_token_ids": (False,),
+        "return_token_ids": (False,),
+        "logits_processors": ([],),
+        "guided_json": (),
+        "guided_regex": (),
+        "guided_choice": (),
+        "guided_grammar": (),
+        "structured_outputs": (),
+        "grammar": (),
+        "json_schema": (),
+    }
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a chunk that holds the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk holds the usage so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)

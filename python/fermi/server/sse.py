@@ -1,0 +1,123 @@
+"""Server-sent events: chunks as they come, a sign of life in silence, an end for a client that leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+from pydantic_core import to_json
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from fermi.server.errors import failure_of
+
+PING_S = 8.0  # at least every 10 s, so that no proxy takes a long prefill for a dead connection
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+
+_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def data(document: Mapping[str, Any]) -> bytes:
+    """One event without a name."""
+    return b"data: " + to_json(document, inf_nan_mode="null") + b"\n\n"
+
+
+@asynccontextmanager
+async def hang_up(receive: Receive, cancel: Callable[[], None]) -> AsyncIterator[None]:
+    """While the block runs, call ``cancel`` as soon as the client is gone. The request's body must have been read."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        cancel()
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+
+
+class EventStream(Response):
+    """Sends events as they are made.
+
+    The status is sent with the first event, so an error before it is answered with its own status; an error after it
+    is an event, and the stream closes. After ``ping_s`` seconds of silence a comment goes out, and with it the status.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], cancel: Callable[[], None], *, ping_s: float = PING_S) -> None:
+        """``events`` ends soon after ``cancel`` is called, which happens when the client leaves."""
+        self.status_code = 200
+        self.background = None
+        self.init_headers(_HEADERS)  # unlike Response's own beginning, without a content-length
+        self._events = events
+        self._cancel = cancel
+        self._ping_s = ping_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wire = _Wire(send, self.raw_headers, self._ping_s)
+        try:
+            async with hang_up(receive, self._cancel):
+                async for event in self._events:
+                    await wire.send(event)
+        except Exception as error:
+            if not wire.started:
+                raise
+            failure = failure_of(error)
+            if failure.status == 500:
+                structlog.get_logger("fermi.server").error("stream failed", error=repr(error))
+            await wire.send(data(failure.body))
+        finally:
+            self._cancel()
+            wire.stop()
+        await wire.close()
+
+
+class _Wire:
+    """The body of one response: events and, between them in silence, pings."""
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], ping_s: float) -> None:
+        self.started = False
+        self._send = send
+        self._headers = headers
+        self._ping_s = ping_s
+        self._loop = asyncio.get_running_loop()
+        self._lock = asyncio.Lock()
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(ping_s, self._look)
+        self._pinging: asyncio.Task[None] | None = None
+
+    async def send(self, body: bytes) -> None:
+        """Send one event, and the status before the first."""
+        async with self._lock:
+            if not self.started:
+                self.started = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            self._last = self._loop.time()
+
+    async def close(self) -> None:
+        """End the body."""
+        if self._pinging is not None:
+            with suppress(Exception):
+                await self._pinging
+        if self.started:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def stop(self) -> None:
+        """No more pings."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        """Ping if it has been silent; look again when it might be next. One timer serves the whole stream."""
+        silence = self._loop.time() - self._last
+        if silence >= self._ping_s and not self._lock.locked():
+            self._pinging = self._loop.create_task(self.send(PING))
+            silence = 0.0
+        self._timer = self._loop.call_later(max(self._ping_s - silence, 0.05), self._look)

@@ -1,0 +1,25 @@
+"""Fixtures of servers around models of the test's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from server.running import Running, Serve, serving
+from server.toy import toy_model
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts servers that end with the test."""
+    with ExitStack() as stack:
+        yield lambda *models, settings=None: stack.enter_context(serving(*models, settings=settings))
+
+
+@pytest.fixture(scope="module")
+def toy_server() -> Iterator[Running]:
+    """A server whose model always says "Hello, world."."""
+    with serving(toy_model()) as running:
+        yield running
