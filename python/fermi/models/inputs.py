@@ -61,12 +61,15 @@ class KVCache:
 
     @classmethod
     def allocate(cls, spec: KVSpec, blocks: int, block_size: int, backend: _C.Backend) -> KVCache:
-        """A cache of ``blocks * block_size`` tokens, zeroed, on the backend's device."""
+        """A cache of ``blocks * block_size`` tokens on the backend's device.
+
+        What it holds is not defined until it is written, so that its memory is only taken as it fills.
+        """
         shape = (blocks, spec.kv_heads, block_size, spec.head_dim)
         layers = range(spec.layers)
         return cls(
             tuple(
-                (_C.Tensor.zeros(shape, spec.dtype, backend), _C.Tensor.zeros(shape, spec.dtype, backend))
+                (_C.Tensor.empty(shape, spec.dtype, backend), _C.Tensor.empty(shape, spec.dtype, backend))
                 for _ in layers
             )
         )
