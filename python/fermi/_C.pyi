@@ -5,8 +5,8 @@ itself and what does not fit.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from os import PathLike
+from types import TracebackType
 from typing import Any, Literal, final
 
 import numpy as np
@@ -36,12 +36,21 @@ class Tensor:
     def from_numpy(array: npt.NDArray[Any], dtype: DTypeName | None = None) -> Tensor:
         """Zero-copy view of the array, which is kept alive. ``dtype="bf16"`` reads a uint16 array as bfloat16."""
     @staticmethod
-    def from_dlpack(source: Any) -> Tensor: ...
+    def from_dlpack(source: Any) -> Tensor:
+        """Zero-copy view of another library's tensor on the CPU, bfloat16 too."""
     def numpy(self) -> npt.NDArray[Any]:
         """Zero-copy view (CPU). bf16 comes as uint16: NumPy has no bfloat16."""
     def float32(self) -> npt.NDArray[np.float32]:
         """A float32 copy of a float tensor of any device."""
-    def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """BufferError where a copy is asked for, and for read-only memory to consumers of before DLPack 1.0."""
     def __dlpack_device__(self) -> tuple[int, int]: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     @property
@@ -116,10 +125,17 @@ def physical_cores() -> int: ...
 class OpCost:
     """One op of a recording: what it must move and do at the least."""
 
-    name: str
-    text: str
-    bytes: int
-    operations: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def text(self) -> str:
+        """The op as one line."""
+    @property
+    def bytes(self) -> int:
+        """Read and written, each operand once."""
+    @property
+    def operations(self) -> int:
+        """A multiply-add counts as two."""
 
 @final
 class Recording:
@@ -128,15 +144,22 @@ class Recording:
     def compile(self) -> None:
         """Lowers for repeated runs (``run`` does it on demand)."""
     def run(self) -> None:
-        """Runs every op; the GIL is released once. Inputs are read from their tensors at this moment."""
+        """Runs every op; the GIL is released once. Inputs are read from their tensors at this moment.
+
+        ValueError when an index (token id, slot, block, row) points outside what it indexes."""
     @property
     def costs(self) -> list[OpCost]: ...
     @property
-    def workspace_bytes(self) -> int: ...
+    def workspace_bytes(self) -> int:
+        """Memory of all intermediate results together."""
+    def __enter__(self) -> Recording: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
     def __len__(self) -> int: ...
     def __str__(self) -> str: ...
 
-def record(backend: Backend, *, batch_invariant: bool = False) -> AbstractContextManager[Recording]:
+def record(backend: Backend, *, batch_invariant: bool = False) -> Recording:
     """``with record(backend) as step:`` appends every op called on this thread to the recording instead of running it."""
 
 @final
@@ -161,7 +184,9 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """residual += x, in place; returns rms_norm(residual)."""
 
-def linear(x: Tensor, weights: Weight | Sequence[Weight], biases: Sequence[Tensor | None] | Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weights: Weight | Sequence[Weight], biases: Sequence[Tensor | None] | Tensor | None = None
+) -> Tensor:
     """[tokens, in] and weights [out_i, in] that share it -> [tokens, sum(out_i)]: x @ W.T + b, side by side."""
 
 def rope_angles(
