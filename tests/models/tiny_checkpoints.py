@@ -32,8 +32,9 @@ class Variant:
     options: dict[str, Any] = field(default_factory=dict)
     prompt: int = 40
 
-    def reference(self, seed: int = 0) -> transformers.PreTrainedModel:
-        """The model with random weights, in float32: large enough that its logits tell tokens apart."""
+    def reference(self, seed: int = 0, gain: float = 2.0) -> transformers.PreTrainedModel:
+        """The model with random weights, in float32. A matrix stretches its input by about ``gain``: above 1 the model
+        is chaotic, so that any mistake shows, but so does the rounding of half precision."""
         config = getattr(transformers, f"{self.family}Config")(**{**SIZES, **self.options})
         config._attn_implementation = "eager"
         torch.manual_seed(seed)
@@ -41,7 +42,7 @@ class Variant:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 2:
-                    parameter.normal_(0, 2 * parameter.shape[1] ** -0.5)
+                    parameter.normal_(0, gain * parameter.shape[1] ** -0.5)
                 elif name.endswith("bias"):
                     parameter.normal_(0, 0.5)
                 else:
