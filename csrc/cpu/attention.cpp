@@ -175,7 +175,7 @@ void score_rows(float* scores, const float* queries, const Plan& plan, const T* 
         for (int n = 0; n < N; ++n) columns[n] = keys[std::min(j + n, last - 1)];
         Vec sums[M][N];
         for (auto& row : sums) std::fill_n(row, N, zero());
-        accumulate_tile<FloatDot<T>>(sums, queries, plan.dim, columns, plan.head_dim);
+        accumulate_tile<FloatDot<T>>(sums, queries, plan.dim, columns, plan.head_dim, [](std::int64_t) {});
         for (int m = 0; m < M; ++m) {
             float results[N];
             sum_row(sums[m], results);

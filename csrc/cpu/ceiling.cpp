@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "cpu/product.h"
@@ -71,19 +72,25 @@ template <class Dot, class W>
 double product_rate(int threads, int rounds) {
     constexpr int N = tile_rows * tile_columns;
     ThreadPool pool(threads);
-    const W ones[Dot::step] = {};
-    const typename Dot::X zeros[Dot::step] = {};
+    // Numbers that the compiler cannot know.
+    W w_memory[Dot::step];
+    typename Dot::X x_memory[Dot::step];
+    std::memset(w_memory, rounds & 1, sizeof w_memory);
+    std::memset(x_memory, rounds & 1, sizeof x_memory);
     const double seconds = time_of(pool, [&](int) {
-        auto x = Dot::load_x(zeros);
-        const auto w = Dot::load_w(ones);
+        const auto w = Dot::load_w(w_memory);
+        const auto x = Dot::load_x(x_memory);
         Vec sums[N];
-        std::fill_n(sums, N, zero());
+#pragma GCC unroll 32
+        for (int n = 0; n < N; ++n) sums[n] = zero();
         for (int i = 0; i < rounds; ++i) {
 #pragma GCC unroll 32
             for (int n = 0; n < N; ++n) sums[n] = Dot::accumulate(x, w, sums[n]);
-            __asm__ volatile("" ::: "memory");
         }
-        for (const Vec& value : sums) keep(value);
+        Vec total = zero();
+#pragma GCC unroll 32
+        for (int n = 0; n < N; ++n) total = total + sums[n];
+        keep(total);
     });
     return 2.0 * Dot::step * N * rounds * threads / seconds;
 }

@@ -1,10 +1,12 @@
 // out = x · [W₀; W₁; …]ᵀ + [b₀; b₁; …]
 //
 // Weights lie as in the checkpoint, [rows, columns], and are walked along their rows. Work is cut into items of some
-// weight rows × some tokens, which lanes take as they get free. An item's x stays in the second-level cache while its
-// weight rows pass by, a tile of them at a time in the first level.
-#include <type_traits>
-
+// weight rows × some tokens, which lanes take as they get free. With few tokens the weights' memory is the limit: it is
+// read in order, each row once, against all tokens. With many the products are: an item's x stays in the second-level
+// cache while its weight rows pass by, a tile of them at a time in the first level.
+//
+// Where the machine multiplies pairs of bf16, bf16 weights meet activations rounded to bf16, whatever the number of
+// tokens. So every product here is batch invariant, and Numerics makes no difference.
 #include "cpu/kernels.h"
 #include "cpu/product.h"
 #include "cpu/simd.h"
@@ -13,13 +15,15 @@ namespace fermi::cpu::FERMI_ISA {
 
 namespace {
 
-/// From this many tokens on, bf16 weights are multiplied with activations rounded to bf16, which is twice as fast.
-constexpr std::int64_t bf16_threshold = 9;
+/// Up to this many tokens, weights are read a row at a time.
+constexpr int few_tokens = 2;
+/// How far ahead of a row's products its memory is asked for.
+constexpr std::int64_t prefetch_bytes = 4096;
 /// Bytes of x that an item works on: they stay in the second-level cache.
 constexpr std::int64_t token_block_bytes = 384 << 10;
+constexpr std::int64_t most_block_tokens = 256;
 /// Columns after which a tile's accumulators are put aside, so that its weights stay in the first-level cache.
 constexpr std::int64_t column_block = 2048;
-constexpr std::int64_t most_block_tokens = 256;
 
 /// The row of x in the form that Dot wants it.
 template <class X>
@@ -54,17 +58,18 @@ float bias_of(const Tensor* bias, std::int64_t row) {
 }
 
 /// M tokens × N outputs over columns [begin, end). Accumulators come from and go to `saved`, but for the first columns
-/// and for the last ones, after which the outputs are written.
-template <class Dot, int M, int N, class W>
+/// and for the last ones, after which the outputs are written. ahead(w, k): see accumulate_tile.
+template <class Dot, int M, int N, class W, class Ahead>
 void multiply_tile(const Activations<typename Dot::X>& x, const Matrix<W>& matrix, std::int64_t token, std::int64_t row,
-                   Range columns, const float (&biases)[N], Vec* saved) {
+                   Range columns, const float (&biases)[N], Vec* saved, const Ahead& ahead) {
     Vec sums[M][N];
     for (int m = 0; m < M; ++m) {
         for (int n = 0; n < N; ++n) sums[m][n] = columns.begin == 0 ? zero() : saved[m * N + n];
     }
     const W* w[N];
     for (int n = 0; n < N; ++n) w[n] = matrix.data + (row + n) * matrix.stride + columns.begin;
-    accumulate_tile<Dot>(sums, x.row(token) + columns.begin, x.stride, w, columns.end - columns.begin);
+    accumulate_tile<Dot>(sums, x.row(token) + columns.begin, x.stride, w, columns.end - columns.begin,
+                         [&](std::int64_t k) { ahead(w, k); });
     for (int m = 0; m < M; ++m) {
         if (columns.end == matrix.columns) {
             float results[N];
@@ -77,13 +82,24 @@ void multiply_tile(const Activations<typename Dot::X>& x, const Matrix<W>& matri
     }
 }
 
-/// The tokens left over by tiles of M and fewer.
+/// N outputs for some tokens, M at a time, then fewer. The first tokens fetch the next weight rows while they multiply
+/// with these.
 template <class Dot, int M, int N, class W>
 void multiply_tokens(const Activations<typename Dot::X>& x, const Matrix<W>& matrix, Range tokens, std::int64_t row,
                      Range columns, const float (&biases)[N], Vec* saved) {
+    const std::int64_t next_rows = N > 1 ? N * matrix.stride : prefetch_bytes / static_cast<std::int64_t>(sizeof(W));
+    const auto fetch = [next_rows](const W* const(&w)[N], std::int64_t k) {
+        for (int n = 0; n < N; ++n) prefetch(w[n] + k + next_rows);
+    };
+    const auto pass = [](const W* const(&)[N], std::int64_t) {};
     std::int64_t t = tokens.begin;
+    if (t + M <= tokens.end) {
+        multiply_tile<Dot, M, N>(x, matrix, t, row, columns, biases, saved, fetch);
+        t += M;
+        saved += M * N;
+    }
     for (; t + M <= tokens.end; t += M) {
-        multiply_tile<Dot, M, N>(x, matrix, t, row, columns, biases, saved);
+        multiply_tile<Dot, M, N>(x, matrix, t, row, columns, biases, saved, pass);
         saved += M * N;
     }
     if constexpr (M > 1) {
@@ -107,22 +123,23 @@ void multiply_rows(const Activations<typename Dot::X>& x, const Matrix<W>& matri
     } while (begin < matrix.columns);
 }
 
+/// The outputs of an item, N at a time.
 template <class Dot, int M, int N, class W>
 void multiply_item(const Activations<typename Dot::X>& x, const Matrix<W>& matrix, const Item& item, Vec* saved) {
     std::int64_t row = item.outputs.begin;
     for (; row + N <= item.outputs.end; row += N) multiply_rows<Dot, M, N>(x, matrix, item.tokens, row, saved);
-    for (; row < item.outputs.end; ++row) multiply_rows<Dot, M, 1>(x, matrix, item.tokens, row, saved);
+    if constexpr (N > 1) multiply_item<Dot, M, 1>(x, matrix, {item.tokens, {row, item.outputs.end}}, saved);
 }
 
-/// Whether x is rounded to bf16 once, for the products of bf16 pairs.
+/// Whether x is rounded to bf16 for a weight of this dtype.
+bool rounds_x(DType dtype) {
+    static const bool usable = bf16_dot_usable();
+    return usable && dtype == DType::bf16;
+}
+
 bool rounds_x(const Linear& op) {
-    if constexpr (has_bf16_dot) {
-        static const bool usable = bf16_dot_usable();
-        const auto is_bf16 = [](const Weight& weight) { return weight.data.dtype() == DType::bf16; };
-        return usable && op.numerics == Numerics::fast && op.x.size(0) >= bf16_threshold &&
-               std::any_of(op.weights.begin(), op.weights.end(), is_bf16);
-    }
-    return false;
+    return std::any_of(op.weights.begin(), op.weights.end(),
+                       [](const Weight& weight) { return rounds_x(weight.data.dtype()); });
 }
 
 /// Elements from row to row of the rounded x: whole cache lines.
@@ -130,13 +147,13 @@ std::int64_t rounded_stride(const Linear& op) {
     return round_up(op.x.size(1), 32);
 }
 
-std::int64_t tokens_per_item(const Linear& op, bool rounded) {
+std::int64_t tokens_per_item(const Linear& op) {
     const std::int64_t tokens = op.x.size(0);
-    const auto row_bytes = std::max<std::int64_t>(1, op.x.size(1) * (rounded ? 2 : 4));
+    if (tokens <= few_tokens) return std::max<std::int64_t>(1, tokens);
+    const auto row_bytes = std::max<std::int64_t>(1, op.x.size(1) * (rounds_x(op) ? 2 : 4));
     const std::int64_t fitting = std::clamp<std::int64_t>(token_block_bytes / row_bytes, 1, most_block_tokens);
     const std::int64_t blocks = std::max<std::int64_t>(1, (tokens + fitting - 1) / fitting);
-    // Equal blocks: 257 tokens are not 256 and 1.
-    return std::max<std::int64_t>(1, round_up((tokens + blocks - 1) / blocks, tile_rows));
+    return round_up((tokens + blocks - 1) / blocks, tile_rows);  // equal blocks: 257 tokens are not 256 and 1
 }
 
 /// Small enough for the lanes to end together, large enough to stream.
@@ -155,8 +172,9 @@ struct Part {
 /// Calls multiply(part, item) for the items this lane gets, weight by weight; the items of the same weight rows are
 /// neighbours, so that the lanes share what they read.
 template <class Multiply>
-void for_items(const Linear& op, const Lane& lane, std::int64_t block_tokens, const Multiply& multiply) {
+void for_items(const Linear& op, const Lane& lane, const Multiply& multiply) {
     const std::int64_t tokens = op.x.size(0);
+    const std::int64_t block_tokens = tokens_per_item(op);
     const std::int64_t blocks = (tokens + block_tokens - 1) / block_tokens;
     const std::int64_t outputs = outputs_per_item(op, lane.count);
     std::int64_t first = 0;  // the weight's first item
@@ -186,19 +204,24 @@ void multiply_part(const Linear& op, const Activations<typename Dot::X>& x, cons
                            part.bias,
                            part.out,
                            op.out.stride(0)};
-    multiply_item<Dot, tile_rows, tile_columns>(x, matrix, item, saved);
+    op.x.size(0) <= few_tokens ? multiply_item<Dot, few_tokens, 1>(x, matrix, item, saved)
+                               : multiply_item<Dot, tile_rows, tile_columns>(x, matrix, item, saved);
 }
 
-/// This lane's share of the tokens, rounded to bf16.
+/// This lane's share of x, rounded to bf16.
 void round_rows(const Linear& op, const Lane& lane, bf16* to) {
     const std::int64_t columns = op.x.size(1);
-    const Range tokens = lane.share(op.x.size(0));
-    for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+    constexpr std::int64_t piece = 512;  // columns: one token occupies all lanes too
+    const std::int64_t pieces = (columns + piece - 1) / piece;
+    const Range items = lane.share(op.x.size(0) * pieces);
+    for (std::int64_t item = items.begin; item < items.end; ++item) {
+        const std::int64_t t = item / pieces;
+        const std::int64_t end = std::min(columns, (item % pieces + 1) * piece);
         const float* x = op.x.data<float>() + t * op.x.stride(0);
         bf16* row = to + t * rounded_stride(op);
-        std::int64_t i = 0;
-        for (; i + Vec::width <= columns; i += Vec::width) store(row + i, load(x + i));
-        const int rest = static_cast<int>(columns - i);
+        std::int64_t i = item % pieces * piece;
+        for (; i + Vec::width <= end; i += Vec::width) store(row + i, load(x + i));
+        const int rest = static_cast<int>(end - i);
         if (rest > 0) store_partial(row + i, load_partial(x + i, rest), rest);
     }
 }
@@ -206,27 +229,25 @@ void round_rows(const Linear& op, const Lane& lane, bf16* to) {
 }  // namespace
 
 Scratch scratch_of(const Linear& op, int) {
-    const bool rounded = rounds_x(op);
-    const std::int64_t saved = tokens_per_item(op, rounded) * tile_columns;
-    return {.shared = rounded ? static_cast<std::size_t>(op.x.size(0) * rounded_stride(op)) * sizeof(bf16) : 0,
-            .own = static_cast<std::size_t>(saved) * sizeof(Vec)};
+    return {.shared = rounds_x(op) ? static_cast<std::size_t>(op.x.size(0) * rounded_stride(op)) * sizeof(bf16) : 0,
+            .own = static_cast<std::size_t>(tokens_per_item(op) * tile_columns) * sizeof(Vec)};
 }
 
 void run(const Linear& op, const Lane& lane) {
-    const bool rounded = rounds_x(op);
     auto* rounded_x = reinterpret_cast<bf16*>(lane.shared);
-    if (rounded) {
+    if (rounds_x(op)) {
         round_rows(op, lane, rounded_x);
         lane.wait();
     }
     auto* saved = reinterpret_cast<Vec*>(lane.own);
-    for_items(op, lane, tokens_per_item(op, rounded), [&](const Part& part, const Item& item) {
+    for_items(op, lane, [&](const Part& part, const Item& item) {
+        const DType dtype = part.weight.data.dtype();
         if constexpr (has_bf16_dot) {
-            if (rounded && part.weight.data.dtype() == DType::bf16) {
+            if (rounds_x(dtype)) {
                 return multiply_part<BFloat16Dot, bf16>(op, {rounded_x, rounded_stride(op)}, part, item, saved);
             }
         }
-        with_float(part.weight.data.dtype(), [&]<class W>(W) {
+        with_float(dtype, [&]<class W>(W) {
             multiply_part<FloatDot<W>, W>(op, {op.x.data<float>(), op.x.stride(0)}, part, item, saved);
         });
     });

@@ -38,10 +38,12 @@ struct BFloat16Dot {
 };
 
 /// sums[m][n] += Σ x[m][k] · w[n][k] for k in [0, count). `rows` of x lie `x_stride` apart; w has one pointer per row.
-template <class Dot, int M, int N, class W>
+/// ahead(k) is called before step k: the place to prefetch.
+template <class Dot, int M, int N, class W, class Ahead>
 FERMI_INLINE void accumulate_tile(Vec (&sums)[M][N], const typename Dot::X* x, std::int64_t x_stride,
-                                  const W* const (&w)[N], std::int64_t count) {
+                                  const W* const (&w)[N], std::int64_t count, const Ahead& ahead) {
     const auto advance = [&](std::int64_t k, auto... partial) {
+        ahead(k);
         decltype(Dot::load_w(w[0])) column[N];
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) column[n] = Dot::load_w(w[n] + k, partial...);
