@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 import transformers
@@ -15,6 +13,7 @@ from transformers.models.phi3 import modeling_phi3
 
 from fermi import _C
 from fermi.models import load_model
+from models.comparison import cosine, largest_error, reference_greedy, reference_logits
 from models.drive import Driver
 from models.tiny_checkpoints import VARIANTS, Variant, rope, save
 
@@ -39,28 +38,6 @@ PARTIAL = {
 }
 
 
-def reference_logits(model: transformers.PreTrainedModel, tokens: list[int]) -> npt.NDArray[np.float32]:
-    with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0].float().numpy()
-
-
-def reference_greedy(model: transformers.PreTrainedModel, tokens: list[int]) -> list[int]:
-    with torch.no_grad():
-        output = model.generate(
-            torch.tensor([tokens]), max_new_tokens=GENERATED, min_new_tokens=GENERATED, do_sample=False
-        )
-    return output[0, len(tokens) :].tolist()
-
-
-def largest_error(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    """As a share of the largest logit."""
-    return float(np.abs(a - b).max() / np.abs(b).max())
-
-
-def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    return float(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_in_f32(name: str, reference: Reference, checkpoint: Folder, backend: _C.Backend) -> None:
     tokens = VARIANTS[name].tokens()
@@ -73,7 +50,7 @@ def test_logits_in_f32(name: str, reference: Reference, checkpoint: Folder, back
 def test_greedy_tokens_in_f32(name: str, reference: Reference, checkpoint: Folder, backend: _C.Backend) -> None:
     tokens = VARIANTS[name].tokens(1)
     generated = Driver(load_model(checkpoint(name), backend=backend)).greedy(tokens, GENERATED)
-    assert generated == reference_greedy(reference(name), tokens)
+    assert generated == reference_greedy(reference(name), tokens, GENERATED)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -98,4 +75,4 @@ def test_partial_rotary(name: str, backend: _C.Backend, tmp_path: Path, monkeypa
     driver = Driver(load_model(save(model, tmp_path), backend=backend))
     expected = reference_logits(model, tokens)
     assert largest_error(driver.logits(tokens), expected) <= 1e-4
-    assert driver.greedy(tokens, GENERATED) == reference_greedy(model, tokens)
+    assert driver.greedy(tokens, GENERATED) == reference_greedy(model, tokens, GENERATED)
