@@ -1,0 +1,93 @@
+"""linear: x @ W.T + b for one or several weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fermi import _C
+from ops import reference
+from ops.operands import FLOATS, normal, operand, same_bits
+
+# tokens, columns, rows of each weight; no column count but 64 is a multiple of every vector
+SHAPES = [(1, 64, [5]), (2, 37, [8, 3, 1]), (7, 100, [24]), (12, 1, [2, 7]), (41, 515, [30, 13]), (513, 67, [19])]
+
+
+def assert_linear(out: _C.Tensor, expected: np.ndarray, columns: int, rounded: bool) -> None:
+    # Products are of order 1. Rounding x to bf16 adds 2**-9 of each product, at random signs.
+    tolerance = (0.02 if rounded else 2e-6) * np.sqrt(columns) + 1e-6
+    np.testing.assert_allclose(out.float32(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
+def test_matches_numpy(
+    backend: _C.Backend, generator: np.random.Generator, dtype: _C.DTypeName, tokens: int, columns: int, rows: list[int]
+) -> None:
+    x = normal(generator, tokens, columns)
+    weights = [normal(generator, n, columns, dtype=dtype) for n in rows]
+    biases = [normal(generator, n, dtype=dtype) if i % 2 == 0 else None for i, n in enumerate(rows)]
+    out = _C.linear(x.tensor, [w.weight for w in weights], [None if b is None else b.tensor for b in biases])
+    assert out.shape == (tokens, sum(rows))
+    expected = reference.linear(
+        x.values, [w.values for w in weights], [None if b is None else b.values for b in biases]
+    )
+    assert_linear(out, expected, columns, rounded=dtype == "bf16")
+
+
+def test_weights_of_several_dtypes(backend: _C.Backend, generator: np.random.Generator) -> None:
+    x = normal(generator, 20, 90)
+    weights = [normal(generator, 11, 90, dtype=dtype) for dtype in FLOATS]
+    out = _C.linear(x.tensor, [w.weight for w in weights]).float32()
+    expected = reference.linear(x.values, [w.values for w in weights], [None] * 3)
+    np.testing.assert_allclose(out[:, :22], expected[:, :22], atol=3e-5)
+    np.testing.assert_allclose(out[:, 22:], expected[:, 22:], atol=0.2)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_bf16_activations_are_exact_where_they_need_no_rounding(
+    backend: _C.Backend, generator: np.random.Generator, dtype: _C.DTypeName
+) -> None:
+    x = operand(generator.integers(-8, 9, (9, 130)) / 8.0)
+    w = normal(generator, 31, 130, dtype=dtype)
+    expected = reference.linear(x.values, [w.values], [None])
+    np.testing.assert_allclose(_C.linear(x.tensor, w.weight).float32(), expected, atol=3e-5)
+
+
+def test_takes_strided_rows_and_narrowed_weights(backend: _C.Backend, generator: np.random.Generator) -> None:
+    x = normal(generator, 9, 100)
+    w = normal(generator, 40, 60)
+    out = _C.linear(x.tensor.narrow(1, 17, 60), _C.Weight(w.tensor.narrow(0, 3, 21)))
+    expected = reference.linear(x.values[:, 17:77], [w.values[3:24]], [None])
+    np.testing.assert_allclose(out.float32(), expected, atol=3e-5)
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_empty_operands(backend: _C.Backend, generator: np.random.Generator, tokens: int) -> None:
+    x = normal(generator, tokens, 8)
+    assert _C.linear(x.tensor, normal(generator, 0, 8).weight).shape == (tokens, 0)
+    no_columns = _C.linear(
+        normal(generator, tokens, 0).tensor, normal(generator, 3, 0).weight, operand([1, 2, 3]).tensor
+    )
+    np.testing.assert_array_equal(no_columns.float32(), np.tile([1.0, 2.0, 3.0], (tokens, 1)))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("columns", [70, 4200])
+def test_a_row_is_the_same_among_any_others(
+    opened: Callable[[int], _C.Backend], generator: np.random.Generator, dtype: _C.DTypeName, columns: int
+) -> None:
+    x = normal(generator, 40, columns)
+    w = normal(generator, 23, columns, dtype=dtype).weight
+
+    def run(threads: int, start: int, count: int) -> _C.Tensor:
+        with _C.record(opened(threads), batch_invariant=True) as step:
+            out = _C.linear(x.tensor.narrow(0, start, count), w)
+        step.run()
+        return out
+
+    together = run(3, 0, 40)
+    for threads, start, count in [(1, 0, 40), (2, 0, 1), (1, 5, 2), (2, 7, 3), (3, 11, 13), (1, 38, 2)]:
+        assert same_bits(run(threads, start, count), together.narrow(0, start, count)), (threads, start, count)

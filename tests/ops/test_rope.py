@@ -1,0 +1,69 @@
+"""rope_angles and rope_append."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fermi import _C
+from ops import reference
+from ops.operands import FLOATS, indices, normal, operand, zeros
+
+RULES: dict[str, dict[str, Any]] = {
+    "fixed": {"attention_factor": 1.25},
+    "dynamic_ntk": {"base": 10000.0, "factor": 2.0, "original_length": 100},
+    "longrope": {"attention_factor": 1.1, "original_length": 100},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("half", [2, 16, 33])
+def test_angles_match_numpy(
+    backend: _C.Backend, generator: np.random.Generator, rule: _C.RopeRuleName, half: int
+) -> None:
+    positions = np.array([0, 1, 17, 99, 100, 101, 8000], np.int32)
+    lengths = np.array([1, 100, 100, 100, 101, 350, 8001], np.int32)
+    frequencies = 10000.0 ** (-np.arange(half, dtype=np.float32) / half)
+    table = np.stack([frequencies, frequencies / 4]) if rule == "longrope" else frequencies[None]
+    out = _C.rope_angles(indices(positions), indices(lengths), operand(table).tensor, rule=rule, **RULES[rule])
+    expected = reference.rope_angles(positions, lengths, table.astype(np.float32), rule, **RULES[rule])
+    # A frequency that is a power may differ in its last bit, which a position multiplies.
+    tolerance = 8001 * 2e-7 if rule == "dynamic_ntk" else 3e-7
+    np.testing.assert_allclose(out.float32(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "half", "block_size"), [(4, 2, 64, 32, 16), (3, 1, 20, 5, 3)]
+)
+def test_rotates_and_appends(
+    backend: _C.Backend,
+    generator: np.random.Generator,
+    dtype: _C.DTypeName,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    half: int,
+    block_size: int,
+) -> None:
+    tokens, blocks = 7, 6
+    # Views of a fused projection.
+    fused = normal(generator, tokens, (heads + 2 * kv_heads) * head_dim)
+    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    views = [part.unflatten(1, [-1, head_dim]) for part in fused.tensor.split(sizes)]
+    q, k, v = (part.reshape(tokens, -1, head_dim) for part in np.split(fused.values, np.cumsum(sizes)[:2], axis=1))
+    angles = normal(generator, tokens, 2 * half)
+    slots = np.array([0, 5, -1, blocks * block_size - 1, 7, -1, 2], np.int32)
+    keys, values = (zeros(blocks, kv_heads, block_size, head_dim, dtype=dtype) for _ in range(2))
+    _C.rope_append(*views, angles.tensor, indices(slots), keys, values)
+
+    empty = np.zeros(keys.shape)
+    tolerance = {"f32": 1e-6, "f16": 2e-3, "bf16": 1.6e-2}[dtype]
+    np.testing.assert_allclose(views[0].float32(), reference.rope(q, angles.values), rtol=1e-6, atol=1e-6)
+    expected = reference.append(empty, slots, reference.rope(k, angles.values))
+    np.testing.assert_allclose(keys.float32(), expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(values.float32(), reference.append(empty, slots, v), rtol=tolerance / 2, atol=1e-6)
+    np.testing.assert_array_equal(views[1].float32(), k)
+    np.testing.assert_array_equal(views[2].float32(), v)
