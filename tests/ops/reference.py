@@ -54,7 +54,7 @@ def rope_angles(
     factor: float = 1.0,
     original_length: int = 0,
 ) -> Doubles:
-    """[tokens] twice, [1 or 2, half] -> [tokens, 2 * half]: cosines, then sines. The angle itself is a float32 product."""
+    """[tokens] twice, [1 or 2, half] -> [tokens, 2 * half]: cosines, then sines, of float32 products."""
     rows = []
     for position, length in zip(positions, lengths, strict=True):
         chosen = rope_frequencies(frequencies, int(length), rule, base, factor, original_length)
@@ -91,7 +91,7 @@ def attention(
     scale: float,
     window: int = 0,
 ) -> Doubles:
-    """[tokens, heads, head_dim] over the paged cache [blocks, kv_heads, block_size, head_dim] -> [tokens, heads * head_dim]."""
+    """[tokens, heads, head_dim] over caches [blocks, kv_heads, block_size, head_dim] -> [tokens, heads * head_dim]."""
     group = q.shape[1] // key_cache.shape[1]
     out = np.empty_like(q)
     for s, context in enumerate(context_lengths):
