@@ -7,8 +7,15 @@ from contextlib import ExitStack
 
 import pytest
 
+from fermi.config import LogSettings
+from fermi.server.log import configure_logging
 from server.running import Running, Serve, serving
 from server.toy import toy_model
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet() -> None:
+    configure_logging(LogSettings(level="error", format="text"))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ class Running:
 
     listener: Listener
     url: str
+    thread: threading.Thread
 
     def openai(self, **options: object) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **options)  # type: ignore[arg-type]
@@ -53,11 +54,12 @@ def serving(*models: ServedModel, settings: Settings | None = None) -> Iterator[
     thread = threading.Thread(target=listener.run)
     thread.start()
     assert begun.wait(30)
-    running = Running(listener, f"http://{host}:{port}")
+    running = Running(listener, f"http://{host}:{port}", thread)
     try:
         yield running
     finally:
-        running.call(listener.stop)
+        if thread.is_alive():
+            running.call(listener.stop)
         thread.join(30)
         assert not thread.is_alive()
 

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from fermi.server.served import Defaults
+from fermi.defaults import Defaults
 from server.running import Running, Serve
 from server.toy import service_of, settings_with, toy_model
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 import tokenizers
 
 from fermi.config import Settings
+from fermi.defaults import Defaults
 from fermi.engine.blocks import PoolStats
 from fermi.engine.event import Event, Timing, TokenLogprobs
 from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
 from fermi.errors import ContextLengthError
 from fermi.server.registry import Registry
-from fermi.server.served import Defaults, ServedModel, can_think
+from fermi.server.served import ServedModel, can_think
 from fermi.text.chat import ChatTemplate
 from fermi.text.tokenizer import Tokenizer
 
@@ -83,6 +84,7 @@ class ScriptedStream:
         self.cancelled |= indices
         self.events = deque(event for event in self.events if isinstance(event, Event) and event.index not in indices)
         self._wake.set()
+        self.service.on_cancel()
 
     def put(self, event: Event | BaseException) -> None:
         if not isinstance(event, Event) or event.index not in self.cancelled:
@@ -105,6 +107,9 @@ class ScriptedService:
     requests: list[Request] = field(default_factory=list)
     streams: list[ScriptedStream] = field(default_factory=list)
     ready: bool = True
+    on_submit: Callable[[], object] = lambda: None
+    on_cancel: Callable[[], object] = lambda: None
+    script: Callable[[ScriptedStream], None] | None = None  # instead of answers
     stats: SchedulerStats = STATS
 
     def submit(self, request: Request) -> ScriptedStream:
@@ -116,7 +121,10 @@ class ScriptedService:
             raise answer
         stream = ScriptedStream(self, request)
         self.streams.append(stream)
-        if not self.hold:
+        self.on_submit()
+        if self.script is not None:
+            self.script(stream)
+        elif not self.hold:
             self.release(stream, answer)
         return stream
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fermi.config import Settings
+from fermi.defaults import Defaults
 from fermi.engine.service import Service
 from fermi.errors import ConfigError
 from fermi.loader import LoadedModel, load
-from fermi.server.served import Defaults, ServedModel, can_think
+from fermi.server.served import ServedModel, can_think
 
 
 def model_names(settings: Settings) -> list[str]:

@@ -27,7 +27,7 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     last: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
         if as_json
-        else [structlog.dev._for_people(stream)]
+        else [_for_people(stream)]
     )
     structlog.configure(
         processors=[*shared, *last],

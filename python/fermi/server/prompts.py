@@ -48,14 +48,15 @@ def sampling_params(
     """
     defaults = served.defaults
     temperature = defaults.temperature if body.temperature is None else body.temperature
-    penalty = defaults.repetition_penalty if temperature > 0 else 1.0
     return SamplingParams(
         n=body.n or 1,
         temperature=temperature,
         top_k=defaults.top_k if body.top_k is None else body.top_k,
         top_p=defaults.top_p if body.top_p is None else body.top_p,
         min_p=defaults.min_p if body.min_p is None else body.min_p,
-        repetition_penalty=penalty if body.repetition_penalty is None else body.repetition_penalty,
+        repetition_penalty=defaults.penalty(temperature)
+        if body.repetition_penalty is None
+        else body.repetition_penalty,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=_logit_bias(body),

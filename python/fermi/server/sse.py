@@ -48,20 +48,19 @@ class EventStream(Response):
     """Sends events as they are made.
 
     The status is sent with the first event, so an error before it is answered with its own status; an error after it
-    is an event, and the stream closes. After ``ping_s`` seconds of silence a comment goes out, and with it the status.
+    is an event, and the stream closes. After `PING_S` seconds of silence a comment goes out, and with it the status.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], cancel: Callable[[], None], *, ping_s: float = PING_S) -> None:
+    def __init__(self, events: AsyncIterator[bytes], cancel: Callable[[], None]) -> None:
         """``events`` ends soon after ``cancel`` is called, which happens when the client leaves."""
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)  # unlike Response's own beginning, without a content-length
         self._events = events
         self._cancel = cancel
-        self._ping_s = ping_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wire = _Wire(send, self.raw_headers, self._ping_s)
+        wire = _Wire(send, self.raw_headers, PING_S)
         try:
             async with hang_up(receive, self._cancel):
                 async for event in self._events:
