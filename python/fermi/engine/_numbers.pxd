@@ -34,23 +34,41 @@ cdef inline double uniform(uint64_t seed, uint64_t stream, uint64_t index) noexc
     return <double>(((<uint64_t>words[1] << 32) | words[0]) >> 11) * (1.0 / 9007199254740992.0)
 
 
+cdef inline int32_t bits_of(float x) noexcept nogil:
+    cdef int32_t bits
+    memcpy(&bits, &x, 4)
+    return bits
+
+
 cdef inline float exp_negative(float x) noexcept nogil:
-    """e^x for x <= 0 to 1e-7 relative, 0 below -87 and for NaN; branchless, so that loops over it become vector code."""
-    cdef float clamped = x if x > <float>-87.0 else <float>-87.0
-    cdef int32_t power = <int32_t>(clamped * <float>1.44269504 - <float>0.5)  # rounds to nearest: clamped <= 0
-    cdef float n = <float>power
-    cdef float r = (clamped - n * <float>0.693359375) - n * <float>-2.12194440e-4
+    """e^x for x <= 0 to 1e-7 relative; 0 below -87 and for NaN, 1 above 0.
+
+    Comparisons are of the bits, as integers: loops over it become vector code without leave to ignore NaN."""
+    cdef int32_t bits, magnitude, negative, kept, power
+    cdef float clamped, n, r, scale
     cdef float p = <float>1.9875691500e-4
-    cdef int32_t bits = (power + 127) << 23
-    cdef float scale
+    bits = bits_of(x)
+    magnitude = bits & 0x7FFFFFFF
+    kept = -<int32_t>(magnitude < 0x42AE0000)  # |x| < 87
+    negative = bits >> 31
+    bits = bits & negative & kept  # of x where it is in (-87, 0), else of 0
+    kept |= ~negative & -<int32_t>(magnitude <= 0x7F800000)
+    memcpy(&clamped, &bits, 4)
+    power = <int32_t>(clamped * <float>1.44269504 - <float>0.5)  # to nearest, as it is not positive
+    n = <float>power
+    r = (clamped - n * <float>0.693359375) - n * <float>-2.12194440e-4
     p = p * r + <float>1.3981999507e-3
     p = p * r + <float>8.3334519073e-3
     p = p * r + <float>4.1665795894e-2
     p = p * r + <float>1.6666665459e-1
     p = p * r + <float>5.0000001201e-1
     p = p * r * r + r + <float>1.0
+    bits = (power + 127) << 23
     memcpy(&scale, &bits, 4)
-    return p * scale if x > <float>-87.0 else <float>0.0
+    p = p * scale
+    bits = bits_of(p) & kept
+    memcpy(&p, &bits, 4)
+    return p
 
 
 cdef inline float bounded(float logit) noexcept nogil:

@@ -23,6 +23,7 @@ cdef extern from "<algorithm>" namespace "std" nogil:
 
 cdef enum:
     LANES = 16
+    NEAR = 6  # logits over temperature: where most nuclei end
     CHUNK = 128  # logits per maximum; a multiple of LANES
     BIN_SHIFT = 20  # of the bits of a float32: its exponent and three bits of its mantissa tell its bin
     BINS = (0x3F800000 >> BIN_SHIFT) + 1  # weights are at most 1
@@ -290,10 +291,10 @@ cdef class Sampler:
             out = weights + start
             if length == CHUNK:  # a constant length for the vectorizer
                 for i in range(CHUNK):
-                    out[i] = exp_negative((bounded(row[start + i]) - largest) * scale)
+                    out[i] = exp_negative((row[start + i] - largest) * scale)
             else:
                 for i in range(length):
-                    out[i] = exp_negative((bounded(row[start + i]) - largest) * scale)
+                    out[i] = exp_negative((row[start + i] - largest) * scale)
                 for i in range(length, CHUNK):
                     out[i] = 0
             for j in range(LANES):
@@ -369,7 +370,7 @@ cdef class Sampler:
     cdef uint64_t gather_nucleus(
         self, const float* row, float largest, float temperature, double top_p
     ) noexcept nogil:
-        """`tokens` that hold the nucleus of the weights, and the key at which it is cut.
+        """`tokens` that hold a wide nucleus of the weights, and the key at which it is cut.
 
         Weights fall into bins by their exponent and leading bits; only the bin in which the nucleus ends is searched."""
         cdef float scale = <float>1.0 / temperature
@@ -438,8 +439,12 @@ cdef class Sampler:
             if rules.top_p < 1.0:
                 cut = max(cut, self.nucleus(rules.top_p * total))
         else:
-            self.weigh(row, largest, rules.temperature)
-            cut = self.gather_nucleus(row, largest, rules.temperature, rules.top_p)
+            total = self.weigh(row, largest, rules.temperature)
+            self.gather(row, largest - NEAR * rules.temperature)
+            if self.mass(0, self.keys.size()) >= rules.top_p * total:
+                cut = self.nucleus(rules.top_p * total)
+            else:
+                cut = self.gather_nucleus(row, largest, rules.temperature, rules.top_p)
         return self.draw_gathered(row, cut, u)
 
     cdef double weigh_gathered(self, const float* row, float largest, float temperature) noexcept nogil:
@@ -447,7 +452,7 @@ cdef class Sampler:
         cdef float scale = <float>1.0 / temperature
         cdef size_t i
         for i in range(self.tokens.size()):
-            self.weights[self.tokens[i]] = exp_negative((bounded(row[self.tokens[i]]) - largest) * scale)
+            self.weights[self.tokens[i]] = exp_negative((row[self.tokens[i]] - largest) * scale)
         return self.mass(0, self.keys.size())
 
     cdef int32_t draw_any(self, double target) noexcept nogil:
