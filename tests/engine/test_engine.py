@@ -21,6 +21,7 @@ from fermi.engine.sequence import Request
 from fermi.errors import EngineError, RequestError
 
 VOCAB = 40
+BROKEN = 39  # is never drawn; after it there are no numbers
 
 
 class LogitsRunner:
@@ -50,7 +51,8 @@ class LogitsRunner:
 
 def logits_after(token: int, position: int) -> npt.NDArray[np.float32]:
     row = np.random.default_rng([token, position]).standard_normal(VOCAB).astype(np.float32)
-    return np.full(VOCAB, np.nan, np.float32) if token == 39 else row
+    row[BROKEN] = -np.inf
+    return np.full(VOCAB, np.nan, np.float32) if token == BROKEN else row
 
 
 def make(**limits: int) -> tuple[Engine, LogitsRunner]:
@@ -82,7 +84,7 @@ def run(item: Request) -> list[Event]:
 
 def test_logits_without_numbers_end_their_request_only() -> None:
     engine, _ = make()
-    engine.add(request("bad", [1, 39], max_tokens=4))
+    engine.add(request("bad", [1, BROKEN], max_tokens=4))
     engine.add(request("good", [1, 2], max_tokens=4, temperature=0))
     events = drain(engine)
     assert [event.finish_reason for event in events if event.request_id == "bad"] == ["error"]
