@@ -40,7 +40,8 @@ Arena::Range Arena::take(const std::shared_ptr<Arena>& arena, std::size_t bytes)
         }
     }
     // The deleter's own reference: a tensor may drop its storage before its lease.
-    return {offset, std::shared_ptr<void>(arena.get(), [arena, offset, size](void*) { arena->give_back(offset, size); })};
+    return {offset,
+            std::shared_ptr<void>(arena.get(), [arena, offset, size](void*) { arena->give_back(offset, size); })};
 }
 
 void Arena::give_back(std::size_t offset, std::size_t size) {

@@ -34,7 +34,8 @@ const BackendEntry& load(const std::filesystem::path& library) {
     void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr) {
         const char* reason = dlerror();
-        throw BackendError(message("cannot load ", library.string(), ": ", reason != nullptr ? reason : "unknown error"));
+        throw BackendError(
+            message("cannot load ", library.string(), ": ", reason != nullptr ? reason : "unknown error"));
     }
     const auto* entry = static_cast<const BackendEntry*>(dlsym(handle, "fermi_backend"));
     if (entry == nullptr) throw BackendError(message(library.string(), " is not a backend of fermi"));

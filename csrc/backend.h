@@ -59,8 +59,8 @@ class FERMI_API Backend {
 
 /// What each backend library exports as `fermi_backend`.
 struct BackendEntry {
-    std::uint32_t interface_version;           ///< backend_interface_version of the headers it was built with
-    bool (*usable)();                          ///< this machine has the device and the instructions
+    std::uint32_t interface_version;            ///< backend_interface_version of the headers it was built with
+    bool (*usable)();                           ///< this machine has the device and the instructions
     Backend* (*create)(const BackendOptions&);  ///< throws BackendError
 };
 

@@ -7,20 +7,38 @@
 namespace fermi {
 namespace {
 
-std::uint64_t elements(const Tensor& tensor) { return static_cast<std::uint64_t>(tensor.elements()); }
-std::uint64_t extent(const Tensor& tensor, int axis) { return static_cast<std::uint64_t>(tensor.size(axis)); }
+std::uint64_t elements(const Tensor& tensor) {
+    return static_cast<std::uint64_t>(tensor.elements());
+}
+std::uint64_t extent(const Tensor& tensor, int axis) {
+    return static_cast<std::uint64_t>(tensor.size(axis));
+}
 
 // Floating-point operations; a transcendental function counts as one.
-std::uint64_t operations(const Embed&) { return 0; }
-std::uint64_t operations(const RmsNorm& op) { return 4 * elements(op.x); }
-std::uint64_t operations(const AddRmsNorm& op) { return 5 * elements(op.x); }
-std::uint64_t operations(const RopeAngles& op) { return 2 * elements(op.out); }
+std::uint64_t operations(const Embed&) {
+    return 0;
+}
+std::uint64_t operations(const RmsNorm& op) {
+    return 4 * elements(op.x);
+}
+std::uint64_t operations(const AddRmsNorm& op) {
+    return 5 * elements(op.x);
+}
+std::uint64_t operations(const RopeAngles& op) {
+    return 2 * elements(op.out);
+}
 std::uint64_t operations(const RopeAppend& op) {
     return 3 * extent(op.angles, 0) * extent(op.angles, 1) * (extent(op.q, 1) + extent(op.k, 1));
 }
-std::uint64_t operations(const GatedActivation& op) { return 5 * elements(op.out); }
-std::uint64_t operations(const GatherRows&) { return 0; }
-std::uint64_t operations(const Copy&) { return 0; }
+std::uint64_t operations(const GatedActivation& op) {
+    return 5 * elements(op.out);
+}
+std::uint64_t operations(const GatherRows&) {
+    return 0;
+}
+std::uint64_t operations(const Copy&) {
+    return 0;
+}
 
 /// Every operand once.
 template <class Operation>
@@ -52,9 +70,12 @@ Cost cost(const RopeAppend& op) {  // the caches: only the new rows
     return {2 * op.q.bytes() + read + 2 * rows, operations(op)};
 }
 
-Cost cost(const GatherRows& op) { return {2 * op.out.bytes() + op.rows.bytes(), operations(op)}; }
+Cost cost(const GatherRows& op) {
+    return {2 * op.out.bytes() + op.rows.bytes(), operations(op)};
+}
 
-/// Keys that the cache must give, and pairs of query and key, of all sequences; from the lengths where they can be read.
+/// Keys that the cache must give, and pairs of query and key, of all sequences; from the lengths where they can be
+/// read.
 struct Visible {
     std::uint64_t keys = 0;
     std::uint64_t pairs = 0;

@@ -60,8 +60,12 @@ constexpr std::string_view name_of(DType dtype) {
 }
 
 /// f32, f16 or bf16: what weights, activations and caches may hold.
-constexpr bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16; }
+constexpr bool is_float(DType dtype) {
+    return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
+}
 
-inline std::ostream& operator<<(std::ostream& stream, DType dtype) { return stream << name_of(dtype); }
+inline std::ostream& operator<<(std::ostream& stream, DType dtype) {
+    return stream << name_of(dtype);
+}
 
 }  // namespace fermi

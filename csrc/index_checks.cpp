@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 #include <utility>
 
 #include "overlap.h"
@@ -65,8 +66,9 @@ void IndexChecks::check(const Limits& limits) {
     for (std::int64_t i = 0; i < limits.values.size(0); ++i) {
         const std::int64_t value = at(limits.values, i);
         if (value < limits.low || value >= limits.high) [[unlikely]] {
-            throw InvalidArgument(message(limits.op, ": ", limits.operand, "[", i, "] is ", value, ", beyond the last, ",
-                                          limits.high - 1));
+            const std::string place = message(limits.op, ": ", limits.operand, "[", i, "] is ", value);
+            throw InvalidArgument(value < limits.low ? message(place, ", below ", limits.low)
+                                                     : message(place, ", beyond the last, ", limits.high - 1));
         }
     }
 }

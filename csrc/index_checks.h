@@ -10,9 +10,9 @@
 
 namespace fermi {
 
-/// Shapes are checked when an op is described; what its indices say is known only when it runs. This collects the limits
-/// of every index tensor on the CPU, once however many ops share it, and looks at the values before each run: kernels
-/// then need no checks and a wrong index is an exception. (Device memory is not read back: there kernels mask.)
+/// Shapes are checked when an op is described; what its indices say is known only when it runs. This collects the
+/// limits of every index tensor on the CPU, once however many ops share it, and looks at the values before each run:
+/// kernels then need no checks and a wrong index is an exception. (Device memory is not read back: there kernels mask.)
 class FERMI_API IndexChecks {
   public:
     void add(const Op& op);

@@ -7,7 +7,9 @@
 namespace fermi {
 namespace {
 
-bool is_digit(char character) { return character >= '0' && character <= '9'; }
+bool is_digit(char character) {
+    return character >= '0' && character <= '9';
+}
 
 void append_code_point(std::string& out, std::uint32_t code) {
     const auto put = [&](std::uint32_t byte) { out += static_cast<char>(static_cast<unsigned char>(byte)); };
@@ -156,7 +158,9 @@ std::uint64_t JsonReader::unsigned_integer() {
     return value;
 }
 
-void JsonReader::skip() { skip(0); }
+void JsonReader::skip() {
+    skip(0);
+}
 
 void JsonReader::skip(int depth) {
     if (depth > max_depth) fail("nested too deeply");

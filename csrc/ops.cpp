@@ -30,7 +30,8 @@ class FrontDoor {
 
     void shaped(std::string_view name, const Tensor& tensor, DType dtype, int rank, std::string_view shape) const {
         defined(name, tensor);
-        expect(tensor.dtype() == dtype && tensor.rank() == rank, name, " must be ", dtype, " ", shape, ", not ", tensor);
+        expect(tensor.dtype() == dtype && tensor.rank() == rank, name, " must be ", dtype, " ", shape, ", not ",
+               tensor);
     }
 
     /// i32, the last axis contiguous.
@@ -145,8 +146,8 @@ Tensor embed(const Tensor& token_ids, const Weight& table) {
 Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon) {
     const FrontDoor door(RmsNorm::name);
     door.defined("x", x);
-    door.expect(x.dtype() == DType::f32 && (x.rank() == 2 || x.rank() == 3), "x must be f32 [.., dim] of rank 2 or 3, not ",
-                x);
+    door.expect(x.dtype() == DType::f32 && (x.rank() == 2 || x.rank() == 3),
+                "x must be f32 [.., dim] of rank 2 or 3, not ", x);
     door.rows_contiguous("x", x);
     door.vector("weight", weight, x.size(-1));
     door.finite("epsilon", epsilon);
@@ -179,8 +180,8 @@ Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> 
     std::int64_t rows = 0;
     for (const Weight& weight : weights) {
         door.weight("weight", weight);
-        door.expect(weight.columns() == x.size(1), "weight ", weight, " has ", weight.columns(), " columns, x ", x.shape(),
-                    " has ", x.size(1));
+        door.expect(weight.columns() == x.size(1), "weight ", weight, " has ", weight.columns(), " columns, x ",
+                    x.shape(), " has ", x.size(1));
         rows += weight.rows();
     }
     for (std::size_t i = 0; i < biases.size(); ++i) {

@@ -18,7 +18,8 @@
 
 namespace fermi {
 
-/// `fast` may choose another kernel, hence another order of summation, by the number of rows; `batch_invariant` may not.
+/// `fast` may choose another kernel, hence another order of summation, by the number of rows; `batch_invariant` may
+/// not.
 enum class Numerics : std::uint8_t { fast, batch_invariant };
 
 enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu };
@@ -97,9 +98,9 @@ struct RopeAppend {
 };
 
 /// Causal grouped-query attention of a ragged batch of queries over the paged KV cache.
-/// Query j of sequence s (row query_starts[s] + j of n queries) sits at position context_lengths[s] - n + j and sees the
-/// keys at positions ≤ its own and, with a window, > its own - window. The order of summation depends on the position
-/// only: a row's result is bitwise the same alone, in a batch, chunked, and for any number of threads.
+/// Query j of sequence s (row query_starts[s] + j of n queries) sits at position context_lengths[s] - n + j and sees
+/// the keys at positions ≤ its own and, with a window, > its own - window. The order of summation depends on the
+/// position only: a row's result is bitwise the same alone, in a batch, chunked, and for any number of threads.
 struct Attention {
     static constexpr std::string_view name = "attention";
     Tensor out;              // f32 [tokens, heads · head_dim]

@@ -36,8 +36,12 @@ std::string_view name_of(RopeRule rule) {
 template <class Operation>
 void print_scalars(std::ostream&, const Operation&) {}
 
-void print_scalars(std::ostream& stream, const RmsNorm& op) { stream << ", epsilon " << op.epsilon; }
-void print_scalars(std::ostream& stream, const AddRmsNorm& op) { stream << ", epsilon " << op.epsilon; }
+void print_scalars(std::ostream& stream, const RmsNorm& op) {
+    stream << ", epsilon " << op.epsilon;
+}
+void print_scalars(std::ostream& stream, const AddRmsNorm& op) {
+    stream << ", epsilon " << op.epsilon;
+}
 void print_scalars(std::ostream& stream, const Linear& op) {
     if (op.numerics == Numerics::batch_invariant) stream << ", batch_invariant";
 }
@@ -50,7 +54,9 @@ void print_scalars(std::ostream& stream, const Attention& op) {
     stream << ", scale " << op.scale;
     if (op.window > 0) stream << ", window " << op.window;
 }
-void print_scalars(std::ostream& stream, const GatedActivation& op) { stream << ", " << name_of(op.activation); }
+void print_scalars(std::ostream& stream, const GatedActivation& op) {
+    stream << ", " << name_of(op.activation);
+}
 
 }  // namespace
 

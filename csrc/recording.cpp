@@ -24,7 +24,9 @@ Recording::~Recording() {
     if (open_recording == this) open_recording = nullptr;
 }
 
-Recording* Recording::current() { return open_recording; }
+Recording* Recording::current() {
+    return open_recording;
+}
 
 void Recording::open() {
     require(open_recording == nullptr, "recording: another one is open on this thread");
@@ -88,7 +90,9 @@ void Recording::lower() {
     if (program_ == nullptr) program_ = backend_->lower(ops_);
 }
 
-std::size_t Recording::workspace_bytes() const { return arena_->bytes(); }
+std::size_t Recording::workspace_bytes() const {
+    return arena_->bytes();
+}
 
 std::ostream& operator<<(std::ostream& stream, const Recording& recording) {
     for (const Op& op : recording.ops()) stream << op << '\n';

@@ -87,7 +87,8 @@ class Header {
                 once(offsets, key);
                 offsets.emplace();
                 reader_.array([&] {
-                    if (offsets->size() == 2) throw FormatError(message("tensor ", name, ": more than two data_offsets"));
+                    if (offsets->size() == 2)
+                        throw FormatError(message("tensor ", name, ": more than two data_offsets"));
                     offsets->push_back(reader_.unsigned_integer());
                 });
             } else {
@@ -117,9 +118,8 @@ class Header {
 
 /// Every tensor fills its range, and the ranges fill the data from beginning to end: no overlap, no hole.
 void check_layout(std::vector<Entry>& entries, std::uint64_t data_bytes) {
-    std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-        return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-    });
+    std::sort(entries.begin(), entries.end(),
+              [](const Entry& a, const Entry& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
     std::uint64_t position = 0;
     for (const Entry& entry : entries) {
         if (entry.end < entry.begin || entry.end > data_bytes) {
@@ -128,8 +128,8 @@ void check_layout(std::vector<Entry>& entries, std::uint64_t data_bytes) {
         }
         if (entry.begin != position) {
             throw FormatError(message("tensor ", entry.name, ": its bytes begin at ", entry.begin,
-                                      entry.begin < position ? ", inside another tensor's" : ", after a hole", ", not at ",
-                                      position));
+                                      entry.begin < position ? ", inside another tensor's" : ", after a hole",
+                                      ", not at ", position));
         }
         const std::size_t needed = contiguous_bytes(entry.dtype, entry.shape);
         if (needed != entry.end - entry.begin) {
@@ -144,7 +144,8 @@ void check_layout(std::vector<Entry>& entries, std::uint64_t data_bytes) {
 }
 
 std::string_view header_text(const MappedFile& file) {
-    if (file.bytes() < length_bytes) throw FormatError(message("truncated: the file has only ", file.bytes(), " bytes"));
+    if (file.bytes() < length_bytes)
+        throw FormatError(message("truncated: the file has only ", file.bytes(), " bytes"));
     std::uint64_t length = 0;
     for (std::uint64_t i = 0; i < length_bytes; ++i) {
         length |= static_cast<std::uint64_t>(std::to_integer<std::uint8_t>(file.data()[i])) << (8 * i);

@@ -1,4 +1,5 @@
-// Safetensors files, memory-mapped: named tensors over the file's own pages (format: github.com/huggingface/safetensors).
+// Safetensors files, memory-mapped: named tensors over the file's own pages (format:
+// github.com/huggingface/safetensors).
 #pragma once
 
 #include <cstdint>
@@ -16,9 +17,9 @@ namespace fermi {
 /// One opened file. Tensors stay valid after it is gone: they share the mapping.
 class FERMI_API Safetensors {
   public:
-    /// Maps the file and checks its whole header. Throws filesystem_error if it cannot be opened, FormatError naming the file and what is wrong: truncated, header
-    /// beyond the file or too large, not JSON, unknown dtype, shape and byte range that disagree, overlapping or
-    /// out-of-bounds ranges, holes, overflowing sizes, duplicate names.
+    /// Maps the file and checks its whole header. Throws filesystem_error if it cannot be opened, FormatError naming
+    /// the file and what is wrong: truncated, header beyond the file or too large, not JSON, unknown dtype, shape and
+    /// byte range that disagree, overlapping or out-of-bounds ranges, holes, overflowing sizes, duplicate names.
     explicit Safetensors(const std::filesystem::path& path);
 
     const std::map<std::string, Tensor>& tensors() const { return tensors_; }

@@ -52,7 +52,9 @@ Dims::Dims(std::span<const std::int64_t> values) : rank_(static_cast<int>(values
     std::copy(values.begin(), values.end(), values_.begin());
 }
 
-bool Dims::operator==(const Dims& other) const { return std::equal(begin(), end(), other.begin(), other.end()); }
+bool Dims::operator==(const Dims& other) const {
+    return std::equal(begin(), end(), other.begin(), other.end());
+}
 
 std::ostream& operator<<(std::ostream& stream, const Dims& dims) {
     stream << '[';

@@ -46,8 +46,8 @@ FERMI_API std::ostream& operator<<(std::ostream& stream, const Dims& dims);
 class FERMI_API Tensor {
   public:
     Tensor() = default;
-    /// A view of `storage`: strides in elements, offset in bytes. Throws InvalidArgument if it would leave the storage or
-    /// its address does not suit the dtype. `lease` is kept alive as long as any view of it.
+    /// A view of `storage`: strides in elements, offset in bytes. Throws InvalidArgument if it would leave the storage
+    /// or its address does not suit the dtype. `lease` is kept alive as long as any view of it.
     Tensor(std::shared_ptr<Storage> storage, DType dtype, Dims shape, Dims strides, std::size_t offset,
            std::shared_ptr<void> lease = nullptr);
 

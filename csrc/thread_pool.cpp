@@ -68,7 +68,9 @@ void name_this_thread([[maybe_unused]] int lane) {
 
 }  // namespace
 
-Barrier::Barrier(int count) : count_(count) { require(count >= 1, "barrier: the count must be at least 1"); }
+Barrier::Barrier(int count) : count_(count) {
+    require(count >= 1, "barrier: the count must be at least 1");
+}
 
 void Barrier::wait() {
     const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
@@ -153,7 +155,9 @@ ThreadPool::~ThreadPool() {
     if (state_->process != getpid()) static_cast<void>(state_.release());  // a child of fork: there is nobody to join
 }
 
-int ThreadPool::size() const { return state_->size; }
+int ThreadPool::size() const {
+    return state_->size;
+}
 
 void ThreadPool::run(Function function, void* context) {
     if (state_->size == 1) {

@@ -14,6 +14,8 @@ Weight Weight::dense(Tensor data) {
     return {WeightFormat::dense, std::move(data)};
 }
 
-std::ostream& operator<<(std::ostream& stream, const Weight& weight) { return stream << weight.data; }
+std::ostream& operator<<(std::ostream& stream, const Weight& weight) {
+    return stream << weight.data;
+}
 
 }  // namespace fermi

@@ -125,7 +125,8 @@ Tensor import_tensor(PyObject* capsule) {
     const dlpack::View& view = managed->view;
     require(view.device.type == dlpack::device_cpu, "from_dlpack: the tensor is on a device of kind ", view.device.type,
             ", not on the CPU");
-    require(view.rank >= 0 && view.rank <= Dims::max_rank, "from_dlpack: rank ", view.rank, " is above ", Dims::max_rank);
+    require(view.rank >= 0 && view.rank <= Dims::max_rank, "from_dlpack: rank ", view.rank, " is above ",
+            Dims::max_rank);
     const DType dtype = dtype_of(view.dtype);
     const auto size = static_cast<std::int64_t>(size_of(dtype));
     const auto rank = static_cast<std::size_t>(view.rank);

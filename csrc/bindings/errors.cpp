@@ -1,6 +1,4 @@
 // C++ exceptions as Python exceptions.
-#include "error.h"
-
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -8,6 +6,7 @@
 #include <string_view>
 
 #include "bindings.h"
+#include "error.h"
 
 namespace fermi::python {
 namespace {
@@ -64,8 +63,8 @@ void bind_errors(py::module_& module) {
     format_error = new_exception(module, "FormatError",
                                  "A checkpoint file that breaks its format; the message starts with the file's name.",
                                  PyExc_ValueError);
-    backend_error = new_exception(module, "BackendError",
-                                  "A backend that cannot be loaded or that failed at run time.", PyExc_RuntimeError);
+    backend_error = new_exception(module, "BackendError", "A backend that cannot be loaded or that failed at run time.",
+                                  PyExc_RuntimeError);
     py::register_local_exception_translator(translate);
 }
 

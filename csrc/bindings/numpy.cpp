@@ -24,8 +24,8 @@ class ArrayStorage final : public Storage {
 };
 
 DType dtype_of(const py::dtype& dtype) {
-    const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|' ||
-                        dtype.byteorder() == (PY_LITTLE_ENDIAN ? '<' : '>');
+    const bool native =
+        dtype.byteorder() == '=' || dtype.byteorder() == '|' || dtype.byteorder() == (PY_LITTLE_ENDIAN ? '<' : '>');
     if (native) {
         for (const auto& [kind, size, found] : {std::tuple('f', 4, DType::f32),
                                                 {'f', 2, DType::f16},

@@ -63,7 +63,9 @@ void bind_ops(py::module_& module) {
                arg("query_starts"), arg("context_lengths"), py::kw_only(), arg("scale"), arg("window") = 0);
     module.def(
         "gated_activation",
-        [](const Tensor& x, const std::string& activation) { return gated_activation(x, parse_activation(activation)); },
+        [](const Tensor& x, const std::string& activation) {
+            return gated_activation(x, parse_activation(activation));
+        },
         arg("x"), arg("activation"));
     module.def("gather_rows", &gather_rows, arg("x"), arg("rows"));
     module.def("copy", &copy, arg("destination"), arg("source"));

@@ -39,13 +39,15 @@ void exit(const py::object& self, const py::object& type, const py::object&, con
 }  // namespace
 
 void bind_recording(py::module_& module) {
-    py::class_<OpCost>(module, "OpCost", py::is_final(), "One op of a recording: what it must move and do at the least.")
+    py::class_<OpCost>(module, "OpCost", py::is_final(),
+                       "One op of a recording: what it must move and do at the least.")
         .def_property_readonly("name", [](const OpCost& self) { return self.name; })
         .def_property_readonly("text", [](const OpCost& self) { return self.text; })
         .def_property_readonly("bytes", [](const OpCost& self) { return self.cost.bytes; })
         .def_property_readonly("operations", [](const OpCost& self) { return self.cost.operations; })
         .def("__repr__", [](const OpCost& self) {
-            return message("OpCost(", self.text, ", bytes ", self.cost.bytes, ", operations ", self.cost.operations, ")");
+            return message("OpCost(", self.text, ", bytes ", self.cost.bytes, ", operations ", self.cost.operations,
+                           ")");
         });
 
     py::class_<Recording>(module, "Recording", py::is_final(), "Ops described once and run as often as wanted.")

@@ -124,7 +124,9 @@ void bind_tensor(py::module_& module) {
              py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(), py::arg("copy") = py::none())
         .def("__dlpack_device__",
              [](const Tensor& self) {
-                 const int kind = self.device().type == DeviceType::cpu ? 1 : self.device().type == DeviceType::cuda ? 2 : 8;
+                 const int kind = self.device().type == DeviceType::cpu    ? 1
+                                  : self.device().type == DeviceType::cuda ? 2
+                                                                           : 8;
                  return std::pair(kind, self.device().index);
              })
         .def_buffer(&buffer_of)

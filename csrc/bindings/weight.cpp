@@ -6,8 +6,9 @@
 namespace fermi::python {
 
 void bind_weight(py::module_& module) {
-    py::class_<Weight>(module, "Weight", py::is_final(),
-                       "A matrix of parameters, [out features, in features], in one of the formats fermi computes with.")
+    py::class_<Weight>(
+        module, "Weight", py::is_final(),
+        "A matrix of parameters, [out features, in features], in one of the formats fermi computes with.")
         .def(py::init(&Weight::dense), py::arg("data"))
         .def_property_readonly("format",
                                [](const Weight& self) {
