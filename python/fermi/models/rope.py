@@ -1,8 +1,8 @@
 """Rotary position embedding: the frequencies of every scaling that checkpoints ask for.
 
 A head's elements i and i + half turn by position * frequency[i] (arXiv 2104.09864). A scaling stretches the frequencies
-so that a model reaches further than it was trained to. They are computed in float32, step by step as in PyTorch: at a
-position of some ten thousands, rounding them otherwise would turn the head by another angle.
+so that a model reaches further than it was trained to. They are rounded to float32 step by step as in PyTorch: at a
+position of some thousands, frequencies rounded otherwise would turn a head by an angle that shows in the logits.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class Context:
     def wavelengths(self) -> Frequencies:
         """theta ** (2i / dimensions) of the unscaled embedding, f32 [half], in tokens per radian."""
         exponents = np.arange(0, self.dimensions, 2, dtype=np.float32) / np.float32(self.dimensions)
-        wavelengths: Frequencies = np.power(np.float32(self.rope_theta), exponents)
-        return wavelengths
+        # NumPy's float32 power is off by some units in the last place; rounding the float64 one is off by half a unit
+        wavelengths: npt.NDArray[np.float64] = np.float64(np.float32(self.rope_theta)) ** exponents.astype(np.float64)
+        return wavelengths.astype(np.float32)
 
     @property
     def frequencies(self) -> Frequencies:
