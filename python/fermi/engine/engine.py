@@ -25,6 +25,9 @@ from fermi.models import KVCache, Model
 
 __all__ = ["Engine", "EngineConfig", "StepRunner"]
 
+#: Logits per step for prompt log-probabilities, at most: 64 MiB of them.
+SCORED_NUMBERS = 2**24
+
 
 class StepRunner(Protocol):
     """Computes what the scheduler plans."""
@@ -53,6 +56,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=size.max_model_len,
             vocab_size=model.vocab_size,
+            max_scored_rows=max(16, SCORED_NUMBERS // model.vocab_size),
             rope_original_length=model.rope_original_length if model.rope_depends_on_length else None,
         )
         kv = KVCache.allocate(model.kv_spec, size.blocks, config.block_size, model.backend)

@@ -18,8 +18,8 @@ __all__ = ["Runner"]
 
 Logits = npt.NDArray[np.float32]
 
-#: Compiled recordings kept, each of one decode batch size; the one used longest ago is dropped.
-KEPT_RECORDINGS = 8
+#: Bytes of intermediate results that compiled recordings may hold together; those used longest ago are dropped.
+KEPT_BYTES = 2**28
 
 
 class CompiledDecode:
@@ -71,13 +71,14 @@ class Runner:
         return step, logits
 
     def _decode(self, size: int) -> CompiledDecode:
-        decode = self._decodes.get(size)
-        if decode is None:
-            if len(self._decodes) >= KEPT_RECORDINGS:
-                self._decodes.popitem(last=False)
-            decode = self._decodes[size] = CompiledDecode(self, size)
-        self._decodes.move_to_end(size)
-        return decode
+        """The compiled recording of a batch size, made when it is first needed."""
+        decodes = self._decodes
+        if size not in decodes:
+            decodes[size] = CompiledDecode(self, size)
+            while len(decodes) > 1 and sum(each.step.workspace_bytes for each in decodes.values()) > KEPT_BYTES:
+                decodes.popitem(last=False)
+        decodes.move_to_end(size)
+        return decodes[size]
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         """Copies blocks of every layer, in order: a later copy may read or overwrite what an earlier one wrote."""
