@@ -16,8 +16,8 @@ __all__ = ["RandomTensors"]
 
 Bits = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
-#: Elements made at a time: what the intermediate results take beside the tensor itself.
-CHUNK = 1 << 20
+#: Elements made at a time, so that the intermediate results stay in the cache of a core.
+CHUNK = 1 << 17
 
 #: sqrt(mean(x²)) of a float whose mantissa is random and whose exponent is one of 0, -1, -2, -3.
 ROOT_MEAN_SQUARE = 0.880
