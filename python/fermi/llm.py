@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from fermi.defaults import Defaults
 from fermi.engine.engine import Engine
 from fermi.engine.event import Event, TokenLogprobs
 from fermi.engine.sequence import Request
@@ -119,7 +120,9 @@ class LLM:
             "engine.threads": threads,
             "cache.kv_cache_memory": kv_cache_memory,
         }
-        self._loaded: LoadedModel = load(model, read_settings(named, settings))
+        read = read_settings(named, settings)
+        self._loaded: LoadedModel = load(model, read)
+        self._defaults = Defaults.of(read.generation, self._loaded.generation_config)
         self._ids = itertools.count()
 
     @property
@@ -141,7 +144,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continue each prompt: a text, or its token ids as they are.
 
-        ``sampling_params``: for all prompts or one for each; by default what the model's generation_config says.
+        ``sampling_params``: for all prompts or one for each; by default what the settings of generation and the model's
+        generation_config say.
         Prompts run together, and each gets the text it would get alone.
 
         Raises:
@@ -231,7 +235,7 @@ class LLM:
         self, count: int, given: SamplingParams | Sequence[SamplingParams] | None
     ) -> Sequence[SamplingParams]:
         if given is None:
-            return [default_params(self._loaded.generation_config)] * count
+            return [self._defaults.sampling_params()] * count
         if isinstance(given, SamplingParams):
             return [given] * count
         if not isinstance(given, (list, tuple)) or not all(isinstance(each, SamplingParams) for each in given):
@@ -348,20 +352,6 @@ class _Running:
         if event.stop_token_id in self.params.stop_token_ids:
             completion.stop_reason = event.stop_token_id
         return []
-
-
-def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
-    """How a checkpoint's generation_config.json wants to be sampled; values there that cannot be are passed over."""
-    names = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
-    values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
-    if generation_config.get("do_sample") is False:
-        values["temperature"] = 0.0
-    for name, value in list(values.items()):
-        try:
-            SamplingParams(**{name: value})
-        except RequestError:
-            del values[name]
-    return SamplingParams(**values)
 
 
 def _variables(given: Mapping[str, Any] | None) -> Mapping[str, Any]:
