@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+import structlog
 
 from fermi.engine.event import Event
 from fermi.server.served import ServedModel
@@ -73,6 +74,29 @@ def test_a_client_that_leaves(serve: Serve, held: ServedModel, path: str, stream
     assert in_loop(server, all_cancelled)
     with server.http() as http:
         assert http.get("/ready").status_code == 200
+
+
+def test_a_client_that_leaves_within_its_body(serve: Serve) -> None:
+    server = serve(toy_model())
+    logged: list[dict[str, object]] = []
+    seen = threading.Event()
+
+    def note(logger: object, method: str, event: dict[str, object]) -> dict[str, object]:
+        logged.append({**event, "level": method})
+        seen.set()
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[note], wrapper_class=structlog.make_filtering_bound_logger(0))
+    try:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+        assert seen.wait(30)
+    finally:
+        structlog.configure(**before)
+    [line] = logged
+    assert (line["level"], line["status"]) == ("info", 499)
 
 
 def test_many_prompts_are_all_cancelled(serve: Serve, held: ServedModel) -> None:

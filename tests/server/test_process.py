@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from fermi.config import Address
+from fermi.server.listener import bind
 
 
 @contextmanager
@@ -98,3 +102,9 @@ def test_readable_banner(tmp_path: Path) -> None:
         shown = "".join(lines)
         for name in ("model    tiny (demo)", "format   Qwen3", "device   cpu", "memory   weights", "context  "):
             assert name in shown
+
+
+def test_small_packets_do_not_wait() -> None:
+    """asyncio sets TCP_NODELAY only where the protocol is named; without it each reply may wait 40 ms for an ACK."""
+    with bind(Address("127.0.0.1", 0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP

@@ -11,12 +11,14 @@ from email.utils import formatdate
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fermi.server.errors import BodyTooLargeError, failure_of, unauthorized
 from fermi.server.state import ServerState
 
 OPEN = frozenset({"/health", "/ready", "/ping"})  # answered without a key, and not counted as work
+LEFT = 499  # in the log, for a client that left before it was answered
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -57,6 +59,8 @@ class Requests:
         self._state.running += work
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:  # before its request was complete
+            status = LEFT
         except Exception as error:
             self._log.exception("request failed", request_id=request_id, path=scope["path"])
             if not status:
