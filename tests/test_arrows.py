@@ -5,6 +5,7 @@ The arrows of the Python side are contracts in pyproject.toml, checked by ``lint
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -45,7 +46,21 @@ def test_includes_follow_the_arrows(source: Path) -> None:
         assert target == part or target in ALLOWED[part], f"{part} must not include {target} ({name})"
 
 
+def test_only_models_and_what_runs_them_know_tensors() -> None:
+    package = ROOT / "python" / "fermi"
+    users = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            module = node.module if isinstance(node, ast.ImportFrom) else ""
+            if "_C" in names or "fermi._C" in names or module == "fermi._C":
+                users.add(path.relative_to(package).as_posix())
+    allowed = {"__init__.py", "loader.py", "engine/batch.py", "engine/runner.py"}
+    assert {user for user in users if not user.startswith("models/")} == allowed
+
+
 def test_intrinsics_stand_in_one_place() -> None:
     headers = re.compile(r"#\s*include\s+<(immintrin|arm_neon|x86intrin)\.h>")
     users = {path.relative_to(ROOT).as_posix() for path in sources() if headers.search(path.read_text("utf-8"))}
-    assert users == {"csrc/cpu/simd.h"}
+    assert users
+    assert {user for user in users if not user.startswith("csrc/cpu/simd")} == set()

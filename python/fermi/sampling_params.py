@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fermi.engine.sampling import Sampling
@@ -28,7 +28,8 @@ class SamplingParams:
         min_p: … among tokens at least this fraction as likely as the likeliest (arXiv 2407.01082).
         repetition_penalty: divides positive (multiplies negative) logits of tokens seen in prompt or output
             (arXiv 1909.05858); 1 is off.
-        presence_penalty, frequency_penalty: subtracted from the logits of tokens in the output, once and per occurrence.
+        presence_penalty, frequency_penalty: subtracted from the logits of tokens in the output, once and for each
+            occurrence.
         logit_bias: added to the logits of these token ids, each in [-100, 100].
         seed: the same seed and request give the same text, whatever else runs. None draws a fresh one.
         stop: strings that end the text; they are not part of it.
@@ -50,7 +51,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
     stop: Sequence[str] | str = ()
     stop_token_ids: Sequence[int] = ()
@@ -75,8 +76,6 @@ class SamplingParams:
             if not isinstance(value, (list, tuple, set, frozenset)):
                 raise RequestError(f"{name} must be a list, got {value!r}", param=name)
             object.__setattr__(self, name, tuple(value))
-        if self.logit_bias is None:
-            object.__setattr__(self, "logit_bias", {})
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
 
@@ -102,9 +101,10 @@ class SamplingParams:
         for token_id in self.stop_token_ids:
             if not _is_integer(token_id) or token_id < 0:
                 raise RequestError(f"stop_token_ids must be token ids, got {token_id!r}", param="stop_token_ids")
-        if not isinstance(self.logit_bias, Mapping):
+        biases = {} if self.logit_bias is None else self.logit_bias
+        if not isinstance(biases, Mapping):
             raise RequestError(f"logit_bias must map token ids to numbers, got {self.logit_bias!r}", param="logit_bias")
-        for token_id, bias in self.logit_bias.items():
+        for token_id, bias in biases.items():
             if not _is_integer(token_id) or token_id < 0 or not _is_finite(bias) or abs(bias) > 100:
                 raise RequestError(
                     f"logit_bias must map token ids to numbers in [-100, 100], got {token_id!r}: {bias!r}",
@@ -148,7 +148,7 @@ class SamplingParams:
             repetition_penalty=float(self.repetition_penalty),
             presence_penalty=float(self.presence_penalty),
             frequency_penalty=float(self.frequency_penalty),
-            logit_bias={int(token): float(bias) for token, bias in self.logit_bias.items()},
+            logit_bias={int(token): float(bias) for token, bias in (self.logit_bias or {}).items()},
             seed=self.seed,
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
