@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fermi import _C
+from fermi.engine import runner
 from fermi.engine.engine import Engine, EngineConfig
 from fermi.engine.event import Event, TokenLogprobs
 from fermi.engine.sampling import Sampling
@@ -214,6 +217,59 @@ def test_the_context_can_be_filled(model: Model) -> None:
     item = Request(id="r", prompt_token_ids=prompts()[6], sampling=Sampling(temperature=0, max_tokens=1000))
     (found,) = tokens(run(made, [item])).values()
     assert len(found) == made.max_model_len - 70
+
+
+def test_recordings_hold_no_more_than_allowed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = requests(max_tokens=12)
+    expected = tokens(run(engine(model), items))
+    monkeypatch.setattr(runner, "KEPT_BYTES", 1)
+    made = engine(model)
+    assert tokens(run(made, items, stagger=1)) == expected
+    assert len(made._runner._decodes) == 1  # type: ignore[attr-defined]
+
+
+@st.composite
+def samplings(draw: st.DrawFn) -> Sampling:
+    max_tokens = draw(st.integers(0, 12))
+    return Sampling(
+        n=draw(st.integers(1, 3)),
+        temperature=draw(st.sampled_from([0.0, 1e-30, 0.5, 1.0, 50.0])),
+        top_k=draw(st.sampled_from([0, 1, 5, VOCAB, 10**9])),
+        top_p=draw(st.sampled_from([1.0, 0.9, 1e-9])),
+        min_p=draw(st.sampled_from([0.0, 0.1, 1.0])),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.3, 1e-3, 1e30])),
+        presence_penalty=draw(st.sampled_from([0.0, 2.0, -1e38])),
+        frequency_penalty=draw(st.sampled_from([0.0, -2.0, 1e38])),
+        logit_bias=draw(
+            st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, 100.0, 1e300]), max_size=3)
+        ),
+        seed=draw(st.one_of(st.none(), st.integers(-(2**70), 2**70))),
+        logprobs=draw(st.sampled_from([None, 0, 20])),
+        prompt_logprobs=draw(st.sampled_from([None, None, 0, 3])),
+        stop_token_ids=draw(st.frozensets(st.integers(0, VOCAB - 1), max_size=50)),
+        max_tokens=max_tokens,
+        min_tokens=draw(st.integers(0, max_tokens)),
+        ignore_eos=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=60)
+@given(
+    asked=st.lists(st.tuples(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60), samplings()), max_size=6),
+    budget=st.integers(4, 40),
+)
+def test_whatever_is_asked_ends(model: Model, asked: list[tuple[list[int], Sampling]], budget: int) -> None:
+    memory = model.kv_spec.bytes_per_token * 160
+    made = engine(model, max_num_seqs=4, max_num_batched_tokens=budget, kv_cache_memory=memory, max_model_len=80)
+    items = [
+        Request(id=f"r{number}", prompt_token_ids=prompt, sampling=sampling, eos_token_ids=frozenset({3, 10**6}))
+        for number, (prompt, sampling) in enumerate(asked)
+    ]
+    for name, events in run(made, items).items():
+        sampling = items[int(name[1:])].sampling
+        assert sum(event.finish_reason in ("stop", "length") for event in events) == sampling.n
+        for event in events:
+            assert event.logprobs is None or all(entry.logprob <= 0 for entry in event.logprobs)
 
 
 def test_the_story_is_told_in_any_company(backend: _C.Backend, stories260k: Path) -> None:

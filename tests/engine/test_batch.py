@@ -1,0 +1,67 @@
+"""The arrays of a step, against what each token should find in them."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+import pytest
+
+from fermi.engine.batch import DecodeArrays, mixed_batch
+from fermi.engine.plan import Work
+from fermi.engine.sampling import Sampling
+from fermi.engine.sequence import Group, Request, Sequence
+
+BLOCK = 4
+
+
+def sequence(prompt: list[int], output: list[int], blocks: list[int]) -> Sequence:
+    request = Request(id="r", prompt_token_ids=prompt, sampling=Sampling())
+    made = Group(request, 0.0, 0, b"").sequences[0]
+    made.token_ids.extend(output)
+    made.blocks = array("i", blocks)
+    return made
+
+
+def test_a_decode_step() -> None:
+    arrays = DecodeArrays(2, 5, BLOCK)
+    first, second = sequence([7, 8, 9], [1, 2], [6, 3]), sequence([5], [4], [9])
+    arrays.fill([Work(first, 4, 1, [first]), Work(second, 1, 1, [second])])
+    batch = arrays.batch
+    assert batch.token_ids.numpy().tolist() == [2, 4]
+    assert batch.positions.numpy().tolist() == [4, 1]
+    assert batch.rope_lengths.numpy().tolist() == [5, 2]
+    assert batch.slots.numpy().tolist() == [3 * BLOCK, 9 * BLOCK + 1]
+    assert batch.query_starts.numpy().tolist() == [0, 1, 2]
+    assert batch.context_lengths.numpy().tolist() == [5, 2]
+    assert batch.block_tables.numpy()[0, :2].tolist() == [6, 3]
+    assert batch.block_tables.numpy()[1, :1].tolist() == [9]
+    assert batch.logit_rows.numpy().tolist() == [0, 1]
+
+
+def test_a_mixed_step() -> None:
+    prompt = sequence(list(range(10, 20)), [], [2, 0, 5])
+    again = sequence([1, 2], [3, 4], [7])  # preempted: output is computed again, with rotary lengths of its own
+    batch = mixed_batch([Work(prompt, 3, 6), Work(again, 0, 4, [again])], [9], BLOCK)
+    assert batch.token_ids.numpy().tolist() == [13, 14, 15, 16, 17, 18, 1, 2, 3, 4]
+    assert batch.positions.numpy().tolist() == [3, 4, 5, 6, 7, 8, 0, 1, 2, 3]
+    assert batch.rope_lengths.numpy().tolist() == [10] * 6 + [2, 2, 3, 4]
+    assert batch.slots.numpy().tolist() == [11, 0, 1, 2, 3, 20, 28, 29, 30, 31]
+    assert batch.query_starts.numpy().tolist() == [0, 6, 10]
+    assert batch.context_lengths.numpy().tolist() == [9, 4]
+    assert batch.block_tables.numpy().tolist() == [[2, 0, 5], [7, 0, 0]]
+    assert batch.logit_rows.numpy().tolist() == [9]
+
+
+@pytest.mark.parametrize("rows", [[], [0]])
+def test_a_step_may_want_no_logits(rows: list[int]) -> None:
+    part = sequence([1, 2, 3], [], [0])
+    assert mixed_batch([Work(part, 0, 2)], rows, BLOCK).logit_rows.shape == (len(rows),)
+
+
+def test_arrays_are_filled_in_place() -> None:
+    arrays = DecodeArrays(1, 3, BLOCK)
+    view = np.asarray(arrays.batch.token_ids.numpy())
+    part = sequence([1], [2], [0])
+    arrays.fill([Work(part, 1, 1, [part])])
+    assert view.tolist() == [2]
