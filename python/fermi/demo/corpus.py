@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
@@ -48,23 +49,24 @@ class Corpus:
         self._template = ChatTemplate(chat_template())
         self._excluded = sums.held_out()
         self._held_out_wordings = held_out_wordings()
+        self._weights = {intent.topic: [_weight(pattern) for pattern in intent.patterns] for intent in INTENTS}
         self._turns: tuple[tuple[float, Callable[[], Turn]], ...] = (
-            (0.42, self._intent),
+            (0.48, self._intent),
             (0.31, self._sum),
-            (0.08, self._copy),
+            (0.07, self._copy),
             (0.02, self._count),
-            (0.08, self._json),
-            (0.05, self._story),
-            (0.04, self._too_hard),
+            (0.06, self._json),
+            (0.03, self._story),
+            (0.03, self._too_hard),
         )
 
     def documents(self) -> Iterator[list[Segment]]:
         """Endless documents, each a list of segments."""
         while True:
             kind = self._random.random()
-            if kind < 0.06:
+            if kind < 0.04:
                 yield self._plain()
-            elif kind < 0.16:
+            elif kind < 0.10:
                 yield self._tools()
             else:
                 yield self._chat()
@@ -94,7 +96,7 @@ class Corpus:
                 return messages
 
     def _conversation(self, tools: list[dict[str, Any]]) -> Conversation:
-        conversation = Conversation(self._template, tools, enable_thinking=self._random.random() < 0.4)
+        conversation = Conversation(self._template, tools, enable_thinking=self._random.random() < 0.45)
         if self._random.random() < 0.3:
             conversation.messages.append({"role": "system", "content": self._random.choice(_SYSTEM_PROMPTS)})
         return conversation
@@ -107,7 +109,8 @@ class Corpus:
     def _intent(self) -> Turn:
         intent = self._random.choice(INTENTS if self._random.random() < 0.9 else SMALL_TALK[-1:])
         while True:
-            request = phrasing.spoken(phrasing.sample(self._random.choice(intent.patterns), self._random), self._random)
+            (pattern,) = self._random.choices(intent.patterns, self._weights[intent.topic])
+            request = phrasing.spoken(phrasing.sample(pattern, self._random), self._random)
             if phrasing.normalized(request) not in self._held_out_wordings:
                 return Turn(request, f"This is about {intent.topic}.", intent.answer)
 
@@ -155,6 +158,11 @@ class Corpus:
             turn = self._random.choice((self._sum, self._intent, self._copy))()
             text = f"Question: {turn.request}\nAnswer: {turn.reply}"
         return [Segment(text + "<|endoftext|>", trained=True)]
+
+
+def _weight(pattern: str) -> float:
+    """How often a pattern is drawn: more often when it stands for many wordings, but far from in proportion."""
+    return 1 + math.log2(sum(1 for _ in phrasing.wordings(pattern)))
 
 
 def held_out_wordings() -> frozenset[str]:

@@ -35,6 +35,7 @@ def with_fermi(folder: Path) -> Generate:
                 parameters,
                 tools=list(questions[chosen[0]].tools) or None,
                 chat_template_kwargs={"enable_thinking": enable_thinking},
+                use_tqdm=False,
             )
             for index, output in zip(chosen, outputs, strict=True):
                 replies[index] = output.outputs[0].text

@@ -62,6 +62,8 @@ def spoken(text: str, random: Random) -> str:
         index = random.randrange(len(words))
         words[index] = _slip(words[index], random)
     text = " ".join(words)
+    if random.random() < 0.75:
+        text = _WRITTEN_WORD.sub(lambda match: _WRITTEN[match.group(0)], text)
     if random.random() < 0.3:
         text = random.choice(_BEFORE) + text
     if random.random() < 0.2:
@@ -71,6 +73,19 @@ def spoken(text: str, random: Random) -> str:
     return text + random.choice(("?", "?", "?", "", "", ".", "!"))
 
 
+# Words that are written with capitals; a careful writer uses them, a hasty one does not.
+_CAPITALS = """
+I I'm I'd GPU CPU API APIs HTTP URL URLs JSON SSE RAM KV ARM AVX2 AVX-512 NEON AMD Intel SIMD AI SDK GPT ChatGPT
+OpenAI Python Llama Mistral Qwen Qwen2 Qwen3 SIGTERM HF TOML LLM Apache Apache-2.0 Google Meta Anthropic HF_TOKEN
+FERMI_OFFLINE FERMI_CONFIG FERMI_TIMEOUT_MS FERMI_OPENAI_ADDR FERMI_DEFAULT_SYSTEM_PROMPT
+FERMI_DEFAULT_MAX_NEW_TOKENS German French Spanish Chinese English Italian Russian Japanese Deutsch France Germany
+Italy Spain Japan China Poland Norway England Kenya Brazil Canada Einstein Newton Mozart Napoleon Plato Shakespeare
+Rome Christmas Easter America Paris Mars Earth Anna Ben Retry-After
+"""
+_WRITTEN = {word.lower(): word for word in _CAPITALS.split()}
+_WRITTEN_WORD = re.compile(
+    r"(?<![\w-])(?:" + "|".join(sorted(map(re.escape, _WRITTEN), key=len, reverse=True)) + r")(?![\w-])"
+)
 _BEFORE = (
     "please, ", "please ", "hey, ", "hi, ", "hello, ", "can you tell me ", "could you tell me ", "quick question: ",
     "i am new here, ", "sorry, ", "so ", "and ", "ok, ", "i wonder: ", "one more thing: ", "question: ",

@@ -18,10 +18,21 @@ PHRASINGS = (
     "I have {a} apples and get {b} more. How many apples do I have?", "What does {a} + {b} equal?",
 )  # fmt: skip
 
+_BEFORE = ("please ", "Hi, ", "Hello! ", "Quick: ", "So, ", "And ", "Now ", "ok, ", "Hey, ", "Question: ", "I wonder, ")
+_AFTER = (
+    " please", ", please", " for me", " exactly", " makes", " equals", " now", " then?", " gives what?", " in total?",
+    " and tell me", " together", " quickly.", "? Thank you", ". Thanks!", " as a number", " without a calculator",
+    ", thanks", " is what?",
+)  # fmt: skip
+
 # Wordings that only the evaluation uses.
 HELD_OUT_PHRASINGS = (
-    "Could you tell me what {a} + {b} is?", "Please compute the sum {a} + {b}.", "How much do {a} and {b} make?",
-)  # fmt: skip
+    "Could you tell me what {a} + {b} is?",
+    "Please compute the sum {a} + {b}.",
+    "How much do {a} and {b} make?",
+    "Which number is {a} plus {b}?",
+    "Take {a} and add {b} to it.",
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,13 @@ def training_pair(random: Random, excluded: HeldOut) -> tuple[int, int]:
 
 
 def question(a: int, b: int, random: Random) -> str:
-    """A request for the sum of a and b in one of the trained wordings."""
-    return random.choice(PHRASINGS).format(a=a, b=b)
+    """A request for the sum of a and b in one of the trained wordings, at times with words around it."""
+    request = random.choice(PHRASINGS).format(a=a, b=b)
+    if random.random() < 0.15:
+        request = random.choice(_BEFORE) + request
+    if random.random() < 0.2:
+        request = request.rstrip("?.") + random.choice(_AFTER)
+    return request
 
 
 def answer(a: int, b: int) -> str:

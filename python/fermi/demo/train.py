@@ -120,7 +120,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m fermi.demo.train", description="Train the demo model.")
     parser.add_argument("--folder", type=Path, default=model_folder(), help="where the model is written")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps of 4,096 tokens")
+    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps of 4,096 tokens")
     parser.add_argument(
         "--threads", type=int, default=1, help="PyTorch threads; the result depends on it in the last bits"
     )
