@@ -142,16 +142,47 @@ struct Tile {
     Range keys() const { return {visible(0).begin, visible(count() - 1).end}; }
 };
 
-/// Addresses of the cached vectors of one block's positions [keys.begin, keys.end), by position - block start.
+/// Addresses of one KV head's vectors at the positions of a block.
 template <class T>
-void find_rows(const Tensor& cache, const Tile& tile, std::int64_t start, Range keys, const T* (&rows)[block_keys]) {
-    const std::int64_t block_size = cache.size(2);
-    for (std::int64_t position = keys.begin; position < keys.end; ++position) {
-        const std::int64_t block = tile.sequence.blocks[position / block_size * tile.sequence.blocks_stride];
-        rows[position - start] = cache.data<T>() + block * cache.stride(0) + tile.kv_head * cache.stride(1) +
-                                 position % block_size * cache.stride(2);
+struct Rows {
+    std::array<const T*, block_keys> at;  // by position - start
+    int first = 0, last = 0;              // those of them that are set
+
+    /// None.
+    Rows() {}
+    /// The positions in [start, start + block_keys) that the tile sees.
+    Rows(const Tensor& cache, const Tile& tile, std::int64_t start) {
+        const Range visible = tile.keys();
+        const std::int64_t begin = std::max(start, visible.begin), end = std::min(start + block_keys, visible.end);
+        if (begin >= end) return;
+        first = static_cast<int>(begin - start);
+        last = static_cast<int>(end - start);
+        const std::int64_t size = cache.size(2), stride = cache.stride(2);
+        std::int64_t block = begin / size, offset = begin % size;
+        const T* row = address(cache, tile, block) + offset * stride;
+        for (int j = first; j < last; ++j) {
+            at[static_cast<std::size_t>(j)] = row;
+            row += stride;
+            if (++offset == size && j + 1 < last) {
+                offset = 0;
+                row = address(cache, tile, ++block);
+            }
+        }
     }
-}
+    const T* operator[](int j) const { return at[static_cast<std::size_t>(j)]; }
+    /// Asks for the memory of row j, if it is one of the positions.
+    FERMI_INLINE void fetch(int j, std::int64_t head_dim) const {
+        if (j < first || j >= last) return;
+        constexpr std::int64_t line = 64 / sizeof(T);
+        for (std::int64_t d = 0; d < head_dim; d += line) prefetch((*this)[j] + d);
+    }
+
+  private:
+    static const T* address(const Tensor& cache, const Tile& tile, std::int64_t block) {
+        const std::int64_t index = tile.sequence.blocks[block * tile.sequence.blocks_stride];
+        return cache.data<T>() + index * cache.stride(0) + tile.kv_head * cache.stride(1);
+    }
+};
 
 /// Copies the tile's queries to the workspace, scaled.
 void load_queries(const Attention& op, const Tile& tile, const Plan& plan, float* queries) {
@@ -165,36 +196,48 @@ void load_queries(const Attention& op, const Tile& tile, const Plan& plan, float
     }
 }
 
-/// scores[r][j] = queries[r] · keys[j] for M rows and the keys j in [first, last).
-template <int M, class T>
-void score_rows(float* scores, const float* queries, const Plan& plan, const T* const (&keys)[block_keys], int first,
-                int last) {
-    constexpr int N = 4;
-    for (int j = first; j < last; j += N) {
-        const T* columns[N];
-        for (int n = 0; n < N; ++n) columns[n] = keys[std::min(j + n, last - 1)];
-        Vec sums[M][N];
-        for (auto& row : sums) std::fill_n(row, N, zero());
-        accumulate_tile<FloatDot<T>>(sums, queries, plan.dim, columns, plan.head_dim, [](std::int64_t) {});
-        for (int m = 0; m < M; ++m) {
-            float results[N];
-            sum_row(sums[m], results);
-            std::copy_n(results, std::min(N, last - j), scores + m * block_keys + j);
-        }
+/// scores[r][j .. j + N) = queries[r] · keys[j .. j + N) for M rows.
+template <int M, int N, class T>
+void score_keys(float* scores, const float* queries, const Plan& plan, const Rows<T>& keys, int j) {
+    const T* columns[N];
+    for (int n = 0; n < N; ++n) columns[n] = keys[j + n];
+    Vec sums[M][N];
+    for (auto& row : sums) std::fill_n(row, N, zero());
+    accumulate_tile<FloatDot<T>>(sums, queries, plan.dim, columns, plan.head_dim, [](std::int64_t) {});
+    for (int m = 0; m < M; ++m) {
+        float results[N];
+        sum_row(sums[m], results);
+        std::copy_n(results, N, scores + m * block_keys + j);
     }
 }
 
-/// values[r] += Σ weights[r][j] · v[j] for M rows, N vectors of the head from `d` on, keys j in [first, last) in order.
+/// All scores of M rows. The values at the same positions are wanted next.
+template <int M, class T>
+void score_rows(float* scores, const float* queries, const Plan& plan, const Rows<T>& keys, const Rows<T>& next) {
+    constexpr int N = 4;
+    int j = keys.first;
+    for (; j + N <= keys.last; j += N) {
+        for (int n = 0; n < N; ++n) next.fetch(j + n, plan.head_dim);
+        score_keys<M, N>(scores, queries, plan, keys, j);
+    }
+    for (; j < keys.last; ++j) {
+        next.fetch(j, plan.head_dim);
+        score_keys<M, 1>(scores, queries, plan, keys, j);
+    }
+}
+
+/// values[r] += Σ weights[r][j] · v[j] for M rows, N vectors of the head from `d` on, in order of j.
 template <int M, int N, class T>
-void weigh_values(float* values, const float* weights, const Plan& plan, std::int64_t d,
-                  const T* const (&v)[block_keys], int first, int last) {
+void weigh_values(float* values, const float* weights, const Plan& plan, std::int64_t d, const Rows<T>& v,
+                  const Rows<T>& next) {
     Vec sums[M][N];
     for (int m = 0; m < M; ++m) {
         for (int n = 0; n < N; ++n) sums[m][n] = load(values + m * plan.dim + d + n * Vec::width);
     }
     // Only the last vector of a head may be cut short.
     const int partial = static_cast<int>(std::min<std::int64_t>(Vec::width, plan.head_dim - d - (N - 1) * Vec::width));
-    for (int j = first; j < last; ++j) {
+    for (int j = v.first; j < v.last; ++j) {
+        next.fetch(j, plan.head_dim);
         Vec row[N];
         for (int n = 0; n < N - 1; ++n) row[n] = load(v[j] + d + n * Vec::width);
         const T* end = v[j] + d + (N - 1) * Vec::width;
@@ -209,15 +252,16 @@ void weigh_values(float* values, const float* weights, const Plan& plan, std::in
     }
 }
 
+/// All values of M rows. The next block's keys are wanted next.
 template <int M, class T>
-void weigh_rows(float* values, const float* weights, const Plan& plan, const T* const (&v)[block_keys], int first,
-                int last) {
+void weigh_rows(float* values, const float* weights, const Plan& plan, const Rows<T>& v, const Rows<T>& next) {
     constexpr int N = 4;
     std::int64_t d = 0;
+    const Rows<T> none;
     for (; d + N * Vec::width <= plan.dim; d += N * Vec::width) {
-        weigh_values<M, N>(values, weights, plan, d, v, first, last);
+        weigh_values<M, N>(values, weights, plan, d, v, d == 0 ? next : none);
     }
-    for (; d < plan.dim; d += Vec::width) weigh_values<M, 1>(values, weights, plan, d, v, first, last);
+    for (; d < plan.dim; d += Vec::width) weigh_values<M, 1>(values, weights, plan, d, v, d == 0 ? next : none);
 }
 
 /// Calls rows<M>(first row) so that `count` rows are covered by groups of at most M.
@@ -271,18 +315,17 @@ void soften(const Tile& tile, const Plan& plan, std::int64_t start, float* score
 /// Adds the block of positions from `start` on to the sums.
 template <class T>
 void attend_block(const Attention& op, const Tile& tile, const Plan& plan, std::int64_t start, const Workspace& work) {
-    const Range visible = tile.keys();
-    const Range keys{std::max(start, visible.begin), std::min(start + block_keys, visible.end)};
-    const int first = static_cast<int>(keys.begin - start), last = static_cast<int>(keys.end - start);
-    const T* rows[block_keys];
-    find_rows(op.key_cache, tile, start, keys, rows);
+    const Rows<T> keys(op.key_cache, tile, start);
+    const Rows<T> values(op.value_cache, tile, start);
+    const Rows<T> next_keys(op.key_cache, tile, start + block_keys);
+    const Rows<T> none;  // the first rows of the tile fetch for all
     in_groups<tile_rows>(tile.count(), [&](auto m, int r) {
-        score_rows<m()>(work.scores + r * block_keys, work.queries + r * plan.dim, plan, rows, first, last);
+        score_rows<m()>(work.scores + r * block_keys, work.queries + r * plan.dim, plan, keys, r == 0 ? values : none);
     });
     soften(tile, plan, start, work.scores, work.span);
-    find_rows(op.value_cache, tile, start, keys, rows);
     in_groups<tile_rows>(tile.count(), [&](auto m, int r) {
-        weigh_rows<m()>(work.span.values + r * plan.dim, work.scores + r * block_keys, plan, rows, first, last);
+        weigh_rows<m()>(work.span.values + r * plan.dim, work.scores + r * block_keys, plan, values,
+                        r == 0 ? next_keys : none);
     });
 }
 

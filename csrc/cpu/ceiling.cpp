@@ -82,7 +82,7 @@ double product_rate(int threads, int rounds) {
         const auto x = Dot::load_x(x_memory);
         Vec sums[N];
 #pragma GCC unroll 32
-        for (int n = 0; n < N; ++n) sums[n] = zero();
+        for (int n = 0; n < N; ++n) sums[n] = broadcast(static_cast<float>(rounds + n));  // all different
         for (int i = 0; i < rounds; ++i) {
 #pragma GCC unroll 32
             for (int n = 0; n < N; ++n) sums[n] = Dot::accumulate(x, w, sums[n]);
