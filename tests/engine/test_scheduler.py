@@ -376,6 +376,18 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     assert tokens_of(scheduler.commit(plan, runner.run(plan), 0.0), "short")
 
 
+def test_later_prompts_do_not_starve_the_first_of_rows_to_score() -> None:
+    scheduler = make(budget=16, max_scored_rows=4, blocks=200, seqs=16)
+    runner = FakeRunner(scheduler)
+    scheduler.add(request("first", prompt_of(60), max_tokens=0, prompt_logprobs=0), 0.0)
+    for number in range(60):
+        scheduler.add(request(f"r{number}", prompt_of(60, number + 1), max_tokens=0, prompt_logprobs=0), 0.0)
+        if any(event.request_id == "first" for event in step(scheduler, runner)):
+            break
+    else:
+        raise AssertionError("starved")
+
+
 def test_priority_comes_before_arrival() -> None:
     scheduler = make(seqs=1)
     runner = FakeRunner(scheduler)

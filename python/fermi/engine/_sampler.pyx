@@ -247,7 +247,7 @@ cdef class Sampler:
         cdef float[LANES] lanes
         cdef float largest = -INFINITY
         cdef float best
-        cdef Py_ssize_t chunk, start, stop, i, j
+        cdef Py_ssize_t chunk, start, i, j
         for chunk in range(self.chunks):
             start = chunk * CHUNK
             best = -INFINITY
@@ -458,7 +458,7 @@ cdef class Sampler:
     cdef int32_t draw_any(self, double target) noexcept nogil:
         """The token at which the running sum of all weights passes the target."""
         cdef double sum_before = 0
-        cdef Py_ssize_t chunk, i, last = -1
+        cdef Py_ssize_t chunk, last = -1
         for chunk in range(self.chunks):
             if self.masses[chunk] > 0:
                 last = chunk

@@ -171,21 +171,22 @@ class Scheduler:
         self.pool.release([shared])
 
     def _schedule_prefills(self, plan: Plan, budget: int) -> None:
-        """Chunks of prompts: the first in order gets half of the budget and what the others leave."""
+        """Chunks of prompts: the first in order gets half of the tokens and rows, and what the others leave."""
         rows = self.limits.max_scored_rows
         prefilling = [sequence for sequence in self._running if not sequence.decodes]
-        reserved = min(prefilling[0].remaining, (budget + 1) // 2) if prefilling else 0
-        left = budget - reserved
+        kept = min(prefilling[0].remaining, (budget + 1) // 2) if prefilling else 0
+        kept_rows = (rows + 1) // 2 if prefilling else 0
+        budget, rows = budget - kept, rows - kept_rows
         for sequence in prefilling[1:]:
-            left, rows = self._schedule_chunk(plan, sequence, left, rows)
-        while left > 0 and self._waiting and len(self._running) < self.limits.max_num_seqs:
+            budget, rows = self._schedule_chunk(plan, sequence, budget, rows)
+        while budget > 0 and self._waiting and len(self._running) < self.limits.max_num_seqs:
             if not self._admit(self._waiting[0], plan):
                 break
             sequence = self._waiting.pop(0)
             insort(self._running, sequence, key=_order)
-            left, rows = self._schedule_chunk(plan, sequence, left, rows)
+            budget, rows = self._schedule_chunk(plan, sequence, budget, rows)
         if prefilling:
-            self._schedule_chunk(plan, prefilling[0], left + reserved, rows)
+            self._schedule_chunk(plan, prefilling[0], budget + kept, rows + kept_rows)
 
     def _schedule_chunk(self, plan: Plan, sequence: Sequence, budget: int, rows: int) -> tuple[int, int]:
         """Adds as much of a prompt as the budget and the rows to score allow; returns what is left of both."""
