@@ -162,7 +162,7 @@ def test_unreachable(the_hub: Hub, tmp_path: Path) -> None:
     folder = resolve(the_hub, tmp_path, "lab/whole")
     the_hub.url = "http://127.0.0.1:9"
     assert resolve(the_hub, tmp_path, "lab/whole") == folder
-    with pytest.raises(OfflineError, match=r"http://127\.0\.0\.1:9 cannot be reached .*--offline"):
+    with pytest.raises(OfflineError, match=r"lab/sharded cannot be fetched from http://127\.0\.0\.1:9 .*--offline"):
         resolve(the_hub, tmp_path, "lab/sharded")
 
 

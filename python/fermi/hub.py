@@ -221,15 +221,16 @@ class _Repository:
 
     def _cached(self, otherwise: HubError) -> Path:
         """What the cache holds, if it holds a whole model; else the given error."""
-        from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
             folder = self._snapshot(["config.json"], local=True)
-            check_folder(folder)
-        except (IncompleteSnapshotError, FermiError) as error:
-            raise type(otherwise)(f"{otherwise}; the cache holds only a part of it") from error
         except LocalEntryNotFoundError as error:
             raise otherwise from error
+        try:
+            check_folder(folder)
+        except FermiError as error:
+            raise type(otherwise)(f"{otherwise}; the cache holds only a part of it") from error
         return folder
 
     def _explain(self, error: Exception) -> HubError:
@@ -260,9 +261,9 @@ class _Repository:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return HubError(f"the cache {self.cache_dir} cannot be written: {error.strerror}")
         return OfflineError(
-            f"{self.endpoint} cannot be reached ({type(error).__name__}: {error}), and {self.name} is not in the cache "
-            f"{self.cache_dir}. Without network: --model demo, or the folder of a model, or copy the cache from a "
-            "machine that has it and pass --offline"
+            f"{self.name} cannot be fetched from {self.endpoint} ({type(error).__name__}: {error}), and is not in the "
+            f"cache {self.cache_dir}. Without network: --model demo, or the folder of a model, or copy the cache "
+            "from a machine that has it and pass --offline"
         )
 
     def _disk_full(self, reason: str) -> str:

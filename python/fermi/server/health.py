@@ -15,7 +15,8 @@ from fermi.server.state import RETRY_WHILE_LOADING_S, state_of
 router = APIRouter(tags=["operations"])
 
 
-@router.api_route("/health", methods=["GET", "HEAD"])
+@router.get("/health")
+@router.head("/health", include_in_schema=False)
 async def health(request: Request) -> dict[str, Any]:
     """The process lives; what it did so far."""
     state = state_of(request)
@@ -30,7 +31,8 @@ async def health(request: Request) -> dict[str, Any]:
     }
 
 
-@router.api_route("/ready", methods=["GET", "HEAD"])
+@router.get("/ready")
+@router.head("/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     """200 while work is taken; 503 until the model is loaded, and while the server drains."""
     state = state_of(request)
@@ -42,7 +44,8 @@ async def ready(request: Request) -> Response:
     return Response(document, 503, headers, media_type="application/json")
 
 
-@router.api_route("/ping", methods=["GET", "HEAD"])
+@router.get("/ping")
+@router.head("/ping", include_in_schema=False)
 async def ping() -> Response:
     """Nothing but 200."""
     return Response(status_code=200)
