@@ -8,7 +8,11 @@ import pytest
 
 from fermi import serve
 from fermi.cli import COMMANDS, command, main
-from fermi.config import known_settings
+from fermi.cli.reply import stream_reply
+from fermi.config import known_settings, load_settings
+from fermi.errors import DeadlineError
+from fermi.loader import load
+from fermi.sampling_params import SamplingParams
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +117,19 @@ def test_generate(capsys: pytest.CaptureFixture[str], stories260k: Path) -> None
     shown = output_of(capsys, *arguments, "--threads", "1")
     assert shown == output_of(capsys, *arguments, "--threads", "1")
     assert shown.strip()
+
+
+def test_timeout() -> None:
+    loaded = load("demo", load_settings({"engine.threads": 1}, environ={}))
+    with pytest.raises(DeadlineError, match="raise --timeout-ms"):  # a deadline that is over already
+        list(stream_reply(loaded, [5, 6, 7], SamplingParams(max_tokens=5), timeout_ms=-1))
+    assert not loaded.engine.has_work
+
+
+def test_leaving_a_reply_frees_the_engine() -> None:
+    loaded = load("demo", load_settings({"engine.threads": 1}, environ={}))
+    reply = stream_reply(loaded, [5, 6, 7], SamplingParams(max_tokens=500, ignore_eos=True), timeout_ms=0)
+    next(reply)
+    reply.close()  # type: ignore[attr-defined]
+    assert not loaded.engine.has_work
+    assert loaded.engine.stats().blocks.used == 0

@@ -56,6 +56,7 @@ class _Talk:
         self._loaded = load(settings.model.id, settings)
         self._params = Defaults.of(settings.generation, self._loaded.generation_config).sampling_params(seed=seed)
         self._think = think
+        self._timeout_ms = settings.cli.timeout_ms
         system = settings.cli.default_system_prompt
         self._messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
 
@@ -68,7 +69,7 @@ class _Talk:
         prompt = tokenizer.chat_template.render(self._messages, enable_thinking=self._think)
         token_ids = tokenizer.encode(prompt, add_special_tokens=False)
         reply = ""
-        for piece in stream_reply(self._loaded, token_ids, self._params):
+        for piece in stream_reply(self._loaded, token_ids, self._params, self._timeout_ms):
             reply += piece
             print(piece, end="", flush=True)
         print()

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     loaded = load(settings.model.id, settings)
     params = Defaults.of(settings.generation, loaded.generation_config).sampling_params(seed=arguments.seed)
-    for piece in stream_reply(loaded, loaded.tokenizer.encode(prompt), params):
+    for piece in stream_reply(loaded, loaded.tokenizer.encode(prompt), params, settings.cli.timeout_ms):
         print(piece, end="", flush=True)
     print()
     return 0

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 from fermi.engine.sequence import Request
-from fermi.errors import EngineError
+from fermi.errors import DeadlineError, EngineError
 from fermi.loader import LoadedModel
 from fermi.sampling_params import SamplingParams
 from fermi.text.output import TextStream
 
 
-def stream_reply(loaded: LoadedModel, token_ids: Sequence[int], params: SamplingParams) -> Iterator[str]:
-    """The text that continues the prompt, bit by bit.
+def stream_reply(
+    loaded: LoadedModel, token_ids: Sequence[int], params: SamplingParams, timeout_ms: int
+) -> Iterator[str]:
+    """The text that continues the prompt, bit by bit; it ends when the time is over (0: never).
 
     Raises:
         RequestError: the prompt does not fit the model's context.
+        DeadlineError: the time was over before the first token.
         EngineError: the engine failed.
     """
     engine, tokenizer = loaded.engine, loaded.tokenizer
@@ -26,6 +30,7 @@ def stream_reply(loaded: LoadedModel, token_ids: Sequence[int], params: Sampling
         prompt_token_ids=token_ids,
         sampling=params.replace(max_tokens=limit).sampling(max_tokens=limit),
         eos_token_ids=tokenizer.eos_token_ids,
+        deadline=time.monotonic() + timeout_ms / 1000 if timeout_ms else None,
     )
     text = TextStream(tokenizer, params.stop_strings)
     engine.add(request)
@@ -34,6 +39,8 @@ def stream_reply(loaded: LoadedModel, token_ids: Sequence[int], params: Sampling
             for event in engine.step():
                 if event.finish_reason == "error":
                     raise EngineError(event.error or "the engine failed")
+                if event.finish_reason == "deadline" and event.error is not None:
+                    raise DeadlineError(f"no token within {timeout_ms} ms: raise --timeout-ms")
                 yield text.push(event.token_ids if event.stop_token_id is None else event.token_ids[:-1])
         yield text.finish()
     finally:

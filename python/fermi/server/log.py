@@ -25,7 +25,7 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
         structlog.processors.EventRenamer("message"),
     ]
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        [structlog.processors.format_exc_info, _in_order, structlog.processors.JSONRenderer(ensure_ascii=False)]
         if as_json
         else [_for_people(stream)]
     )
@@ -45,6 +45,12 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+
+
+def _in_order(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The same in every line first."""
+    first = {name: event.pop(name, None) for name in ("timestamp", "level", "message")}
+    return {**first, **event}
 
 
 def _for_people(stream: TextIO) -> structlog.dev.ConsoleRenderer:
