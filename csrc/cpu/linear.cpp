@@ -88,7 +88,7 @@ template <class Dot, int M, int N, class W>
 void multiply_tokens(const Activations<typename Dot::X>& x, const Matrix<W>& matrix, Range tokens, std::int64_t row,
                      Range columns, const float (&biases)[N], Vec* saved) {
     const std::int64_t next_rows = N > 1 ? N * matrix.stride : prefetch_bytes / static_cast<std::int64_t>(sizeof(W));
-    const auto fetch = [next_rows](const W* const(&w)[N], std::int64_t k) {
+    const auto fetch = [&](const W* const(&w)[N], std::int64_t k) {
         for (int n = 0; n < N; ++n) prefetch(w[n] + k + next_rows);
     };
     const auto pass = [](const W* const(&)[N], std::int64_t) {};
