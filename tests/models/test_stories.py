@@ -18,4 +18,4 @@ def test_stories260k(stories260k: Path, backend: _C.Backend) -> None:
     assert (model.dtype, model.vocab_size, model.max_position_embeddings) == ("f32", 512, 512)
     tokens = Driver(model).greedy([BEGINNING], 200)
     text = tokenizers.Tokenizer.from_file(str(stories260k / "tokenizer.json")).decode(tokens)
-    assert text.strip() == (stories260k / "expected.txt").read_text().strip()
+    assert text.lstrip() == (stories260k / "expected.txt").read_text()

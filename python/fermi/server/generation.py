@@ -121,7 +121,13 @@ class Generation:
         """
         self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
         self._choices = [
-            Choice(index, served, params, continues=continues) for index in range(len(requests) * params.n)
+            Choice(
+                index,
+                served,
+                params,
+                continues=continues and served.tokenizer.holds_text(requests[index // params.n].prompt_token_ids),
+            )
+            for index in range(len(requests) * params.n)
         ]
         self._streams: list[Stream] = []
         self._cached: dict[int, int] = {}
