@@ -1,20 +1,21 @@
 // Memory of the CPU that belongs to no backend.
 #include "storage.h"
 
-#include <new>
+#include <algorithm>
+#include <cstdlib>
 
 #include "error.h"
 
 namespace fermi {
 namespace {
 
-constexpr std::align_val_t alignment{64};
+constexpr std::size_t alignment = 64;
 
 class HeapStorage final : public Storage {
   public:
-    explicit HeapStorage(std::size_t bytes)
-        : Storage(static_cast<std::byte*>(::operator new(bytes, alignment)), bytes, Device{}) {}
-    ~HeapStorage() override { ::operator delete(data(), alignment); }
+    /// Takes over memory of std::aligned_alloc.
+    HeapStorage(void* data, std::size_t bytes) : Storage(static_cast<std::byte*>(data), bytes, Device{}) {}
+    ~HeapStorage() override { std::free(data()); }
 };
 
 }  // namespace
@@ -22,10 +23,14 @@ class HeapStorage final : public Storage {
 Storage::~Storage() = default;
 
 std::shared_ptr<Storage> heap_storage(std::size_t bytes) {
+    const std::size_t capacity = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
+    void* data = capacity >= bytes ? std::aligned_alloc(alignment, capacity) : nullptr;
+    if (data == nullptr) throw OutOfMemory(message("cannot allocate ", bytes, " bytes"));
     try {
-        return std::make_shared<HeapStorage>(bytes);
-    } catch (const std::bad_alloc&) {
-        throw OutOfMemory(message("cannot allocate ", bytes, " bytes"));
+        return std::make_shared<HeapStorage>(data, bytes);
+    } catch (...) {
+        std::free(data);
+        throw;
     }
 }
 

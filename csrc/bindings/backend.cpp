@@ -27,17 +27,20 @@ void exit(const std::shared_ptr<Backend>& self, const py::args&) {
 }
 
 std::shared_ptr<Backend> open(const std::string& device, int threads, const std::string& architecture) {
-    const py::gil_scoped_release released;
     BackendOptions options;
     options.threads = threads;
-    return open_backend(Device::parse(device), options, architecture);
+    std::shared_ptr<Backend> backend;
+    without_gil([&] { backend = open_backend(Device::parse(device), options, architecture); });
+    return backend;
 }
 
 }  // namespace
 
 void bind_backend(py::module_& module) {
-    py::class_<Backend, std::shared_ptr<Backend>>(module, "Backend", py::is_final(), "A device that runs recordings.")
-        .def_property_readonly("device", [](const Backend& self) { return message(self.device()); })
+    py::class_<Backend, std::shared_ptr<Backend>> backend(module, "Backend", py::is_final(),
+                                                          "A device that runs recordings.");
+    forbid_new(backend);
+    backend.def_property_readonly("device", [](const Backend& self) { return message(self.device()); })
         .def_property_readonly("description", &Backend::description)
         .def_property_readonly("architecture", &Backend::architecture)
         .def_property_readonly("threads", &Backend::threads)
@@ -46,7 +49,7 @@ void bind_backend(py::module_& module) {
                  const MemoryInfo info = self.memory();
                  return std::pair(info.free, info.total);
              })
-        .def("synchronize", &Backend::synchronize, py::call_guard<py::gil_scoped_release>())
+        .def("synchronize", [](Backend& self) { without_gil([&] { self.synchronize(); }); })
         .def("__enter__", &enter)
         .def("__exit__", &exit)
         .def("__repr__", [](const Backend& self) { return message("Backend(", self.description(), ")"); });

@@ -4,7 +4,9 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -40,6 +42,36 @@ py::object to_float32(const Tensor& tensor);
 py::object to_dlpack(const Tensor& tensor, const py::object& stream, const py::object& max_version,
                      const py::object& dl_device, const py::object& copy);
 Tensor from_dlpack(const py::object& source);
+
+/// Calls work() while other Python threads run. Not pybind11's gil_scoped_release: when the interpreter is shutting
+/// down, taking the lock ends a daemon thread by unwinding its stack (until Python 3.14), and out of a destructor that
+/// would be the end of the process.
+template <class Work>
+void without_gil(Work&& work) {
+    PyThreadState* const thread = PyEval_SaveThread();
+    std::exception_ptr error;
+    try {
+        work();
+    } catch (...) {
+        error = std::current_exception();
+    }
+    PyEval_RestoreThread(thread);
+    if (error != nullptr) std::rethrow_exception(error);
+}
+
+/// Whether Python can still be called from here: it is there and not shutting down.
+bool python_lives();
+
+/// Makes the type's __new__ refuse. pybind11 would hand out an instance over uninitialised memory to whoever calls
+/// __new__ without __init__, as copy.copy and pickle do. A type with a constructor defines __new__ as its factory
+/// instead: the instance is whole when __init__ sees it, which then has nothing to do.
+template <class Class>
+void forbid_new(Class& type) {
+    const auto name = type.attr("__name__").template cast<std::string>();
+    type.def_static("__new__", [name](const py::object&, const py::args&, const py::kwargs&) -> py::object {
+        throw py::type_error(name + " has no constructor");
+    });
+}
 
 /// Keeps a Python object alive from C++, whichever thread drops it.
 class PythonOwner {

@@ -101,7 +101,7 @@ class ImportedStorage final : public Storage {
     ImportedStorage(std::byte* data, std::size_t bytes, bool writable, Capsule* managed)
         : Storage(data, bytes, fermi::Device{}), writable_(writable), managed_(managed) {}
     ~ImportedStorage() override {
-        if (managed_->deleter == nullptr || Py_IsInitialized() == 0) return;
+        if (managed_->deleter == nullptr || !python_lives()) return;
         const py::gil_scoped_acquire gil;  // the deleter may belong to a Python object
         managed_->deleter(managed_);
     }

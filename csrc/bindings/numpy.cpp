@@ -82,8 +82,16 @@ DType requested_dtype(const py::dtype& array, const py::object& name) {
 
 }  // namespace
 
+bool python_lives() {
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsInitialized() != 0 && Py_IsFinalizing() == 0;
+#else
+    return Py_IsInitialized() != 0 && _Py_IsFinalizing() == 0;
+#endif
+}
+
 PythonOwner::~PythonOwner() {
-    if (object_ == nullptr || Py_IsInitialized() == 0) return;
+    if (object_ == nullptr || !python_lives()) return;
     const py::gil_scoped_acquire gil;
     Py_DECREF(object_);
 }
@@ -132,15 +140,16 @@ py::object to_float32(const Tensor& tensor) {
     py::array array(py::dtype::of<float>(), std::vector<py::ssize_t>(tensor.shape().begin(), tensor.shape().end()));
     const Tensor destination = from_numpy(array, py::none());
     if (tensor.device() == Device{}) require_readable(tensor, "float32");
-    const py::gil_scoped_release released;
-    Tensor source = tensor;
-    if (source.device() != Device{}) {
-        require(source.contiguous(), "float32: a view of device memory must be contiguous");
-        source = Tensor::empty(tensor.dtype(), tensor.shape());
-        current_backend(tensor.device()).copy(source, tensor);
-        current_backend(tensor.device()).synchronize();
-    }
-    current_backend(Device{}).launch(Copy{destination, source});
+    without_gil([&] {
+        Tensor source = tensor;
+        if (source.device() != Device{}) {
+            require(source.contiguous(), "float32: a view of device memory must be contiguous");
+            source = Tensor::empty(tensor.dtype(), tensor.shape());
+            current_backend(tensor.device()).copy(source, tensor);
+            current_backend(tensor.device()).synchronize();
+        }
+        current_backend(Device{}).launch(Copy{destination, source});
+    });
     return array;
 }
 

@@ -39,9 +39,10 @@ void exit(const py::object& self, const py::object& type, const py::object&, con
 }  // namespace
 
 void bind_recording(py::module_& module) {
-    py::class_<OpCost>(module, "OpCost", py::is_final(),
-                       "One op of a recording: what it must move and do at the least.")
-        .def_property_readonly("name", [](const OpCost& self) { return self.name; })
+    py::class_<OpCost> cost(module, "OpCost", py::is_final(),
+                            "One op of a recording: what it must move and do at the least.");
+    forbid_new(cost);
+    cost.def_property_readonly("name", [](const OpCost& self) { return self.name; })
         .def_property_readonly("text", [](const OpCost& self) { return self.text; })
         .def_property_readonly("bytes", [](const OpCost& self) { return self.cost.bytes; })
         .def_property_readonly("operations", [](const OpCost& self) { return self.cost.operations; })
@@ -50,9 +51,11 @@ void bind_recording(py::module_& module) {
                            ")");
         });
 
-    py::class_<Recording>(module, "Recording", py::is_final(), "Ops described once and run as often as wanted.")
-        .def("compile", &Recording::compile, py::call_guard<py::gil_scoped_release>())
-        .def("run", &Recording::run, py::call_guard<py::gil_scoped_release>())
+    py::class_<Recording> recording(module, "Recording", py::is_final(),
+                                    "Ops described once and run as often as wanted.");
+    forbid_new(recording);
+    recording.def("compile", [](Recording& self) { without_gil([&] { self.compile(); }); })
+        .def("run", [](Recording& self) { without_gil([&] { self.run(); }); })
         .def_property_readonly("costs", &costs)
         .def_property_readonly("workspace_bytes", &Recording::workspace_bytes)
         .def("__enter__", &enter)

@@ -7,14 +7,22 @@
 #include "bindings.h"
 
 namespace fermi::python {
+namespace {
+
+std::unique_ptr<Safetensors> open(const std::filesystem::path& path) {
+    std::unique_ptr<Safetensors> file;
+    without_gil([&] { file = std::make_unique<Safetensors>(path); });
+    return file;
+}
+
+}  // namespace
 
 void bind_safetensors(py::module_& module) {
     py::class_<Safetensors>(module, "Safetensors", py::is_final(), "A memory-mapped checkpoint file.")
-        .def(py::init([](const std::filesystem::path& path) {
-                 const py::gil_scoped_release released;
-                 return std::make_unique<Safetensors>(path);
-             }),
-             py::arg("path"))
+        .def_static(
+            "__new__", [](const py::object&, const std::filesystem::path& path) { return open(path); }, py::arg("cls"),
+            py::arg("path"))
+        .def(py::init(&open), py::arg("path"))
         .def_property_readonly("metadata", &Safetensors::metadata)
         .def("keys",
              [](const Safetensors& self) {

@@ -66,14 +66,14 @@ Tensor empty(const Extents& shape, const std::string& dtype_name, Backend* backe
 Tensor zeros(const Extents& shape, const std::string& dtype, Backend* backend) {
     Tensor tensor = empty(shape, dtype, backend);
     if (tensor.elements() == 0) return tensor;
-    const py::gil_scoped_release released;
     const bool here = tensor.device() == Device{};
     const Tensor source = here ? tensor : Tensor::empty(tensor.dtype(), tensor.shape());
-    std::memset(source.bytes_data(), 0, source.bytes());
-    if (!here) {
+    without_gil([&] {
+        std::memset(source.bytes_data(), 0, source.bytes());
+        if (here) return;
         backend->copy(tensor, source);
         backend->synchronize();  // before the source goes
-    }
+    });
     return tensor;
 }
 
@@ -112,9 +112,10 @@ void require_readable(const Tensor& tensor, std::string_view method) {
 }
 
 void bind_tensor(py::module_& module) {
-    py::class_<Tensor>(module, "Tensor", py::buffer_protocol(), py::is_final(),
-                       "A strided view over memory of one device. No arithmetic: ops do that.")
-        .def_static("empty", &empty, py::arg("shape"), py::arg("dtype") = "f32", py::arg("backend") = py::none())
+    py::class_<Tensor> tensor(module, "Tensor", py::buffer_protocol(), py::is_final(),
+                              "A strided view over memory of one device. No arithmetic: ops do that.");
+    forbid_new(tensor);
+    tensor.def_static("empty", &empty, py::arg("shape"), py::arg("dtype") = "f32", py::arg("backend") = py::none())
         .def_static("zeros", &zeros, py::arg("shape"), py::arg("dtype") = "f32", py::arg("backend") = py::none())
         .def_static("from_numpy", &from_numpy, py::arg("array"), py::arg("dtype") = py::none())
         .def_static("from_dlpack", &from_dlpack, py::arg("source"))

@@ -9,6 +9,9 @@ void bind_weight(py::module_& module) {
     py::class_<Weight>(
         module, "Weight", py::is_final(),
         "A matrix of parameters, [out features, in features], in one of the formats fermi computes with.")
+        .def_static(
+            "__new__", [](const py::object&, const Tensor& data) { return Weight::dense(data); }, py::arg("cls"),
+            py::arg("data"))
         .def(py::init(&Weight::dense), py::arg("data"))
         .def_property_readonly("format",
                                [](const Weight& self) {
