@@ -1,4 +1,4 @@
-"""Recordings seen from Python: they run what was described, free the interpreter meanwhile, and refuse wrong indices."""
+"""Recordings seen from Python: they run what was described, free the interpreter meanwhile, refuse wrong indices."""
 
 from __future__ import annotations
 
@@ -82,9 +82,16 @@ def test_tensors_have_no_memory_before_it_is_closed(cpu: _C.Backend) -> None:
 
 def test_an_exception_ends_it(cpu: _C.Backend) -> None:
     step = _C.record(cpu)
-    with pytest.raises(KeyError), step:
-        y = _C.rms_norm(normal(2, 8), normal(8), 1e-6)
-        raise KeyError
+
+    def describe() -> None:
+        nonlocal y
+        with step:
+            y = _C.rms_norm(normal(2, 8), normal(8), 1e-6)
+            raise KeyError
+
+    y = normal(1)
+    with pytest.raises(KeyError):
+        describe()
     with pytest.raises(ValueError, match="an error ended its description"):
         step.run()
     with pytest.raises(ValueError, match="not closed"):

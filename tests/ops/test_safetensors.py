@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,7 @@ def opens(path: Path, content: bytes) -> bool:
     path.write_bytes(content)
     try:
         file = _C.Safetensors(path)
-    except _C.FormatError as error:
-        assert str(error).startswith(f"{path}: ")
+    except _C.FormatError:
         return False
     for name in file.keys():  # noqa: SIM118
         file[name].numpy().tobytes()
@@ -145,7 +145,10 @@ def test_bfloat16_reaches_torch_without_a_copy(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours.float32(), weight.float().numpy())
 
 
-def test_missing_files_are_os_errors(tmp_path: Path) -> None:
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(_C.FormatError, match=f"^{re.escape(str(tmp_path))}/empty: truncated"):
+        _C.Safetensors(tmp_path / "empty")
     with pytest.raises(FileNotFoundError) as caught:
         _C.Safetensors(tmp_path / "missing.safetensors")
     assert caught.value.filename == str(tmp_path / "missing.safetensors")
