@@ -63,13 +63,19 @@ template <class Dot, int M, int N, class W, class Ahead>
 void multiply_tile(const Activations<typename Dot::X>& x, const Matrix<W>& matrix, std::int64_t token, std::int64_t row,
                    Range columns, const float (&biases)[N], Vec* saved, const Ahead& ahead) {
     Vec sums[M][N];
-    for (int m = 0; m < M; ++m) {
-        for (int n = 0; n < N; ++n) sums[m][n] = columns.begin == 0 ? zero() : saved[m * N + n];
+    set_zero(sums);
+    if (columns.begin != 0) {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) sums[m][n] = saved[m * N + n];
+        }
     }
     const W* w[N];
     for (int n = 0; n < N; ++n) w[n] = matrix.data + (row + n) * matrix.stride + columns.begin;
     accumulate_tile<Dot>(sums, x.row(token) + columns.begin, x.stride, w, columns.end - columns.begin,
                          [&](std::int64_t k) { ahead(w, k); });
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
         if (columns.end == matrix.columns) {
             float results[N];
@@ -77,6 +83,7 @@ void multiply_tile(const Activations<typename Dot::X>& x, const Matrix<W>& matri
             float* out = matrix.out + (token + m) * matrix.out_stride + row;
             for (int n = 0; n < N; ++n) out[n] = results[n] + biases[n];
         } else {
+#pragma GCC unroll 8
             for (int n = 0; n < N; ++n) saved[m * N + n] = sums[m][n];
         }
     }
@@ -158,7 +165,7 @@ std::int64_t tokens_per_item(const Linear& op) {
 
 /// Small enough for the lanes to end together, large enough to stream.
 std::int64_t outputs_per_item(const Linear& op, int lanes) {
-    constexpr std::int64_t few = 4 * tile_columns, many = 24 * tile_columns;
+    constexpr std::int64_t few = tile_columns, many = 24 * tile_columns;
     return std::clamp(round_up(op.out.size(1) / (8 * lanes), tile_columns), few, many);
 }
 

@@ -2,6 +2,8 @@
 //
 // Each output has one vector accumulator that walks along k, then one fixed horizontal sum. So an output's rounding
 // depends on its two operands only: not on the tile it was computed in, the number of rows, or the thread.
+//
+// Loops over accumulators are unrolled by pragma: only then do compilers keep the array in registers.
 #pragma once
 
 #include "cpu/simd.h"
@@ -34,6 +36,8 @@ struct BFloat16Dot {
     static FERMI_INLINE PairVec load_w(const bf16* from) { return load_pairs(from); }
     static FERMI_INLINE PairVec load_w(const bf16* from, int count) { return load_pairs_partial(from, count); }
     static FERMI_INLINE Vec accumulate(PairVec x, PairVec w, Vec sum) { return dot_pairs(x, w, sum); }
+    static FERMI_INLINE PairVec none() { return zero_pairs(); }
+    static FERMI_INLINE PairVec repeat(const bf16* pair) { return repeat_pair(pair); }
 #endif
 };
 
@@ -59,11 +63,22 @@ FERMI_INLINE void accumulate_tile(Vec (&sums)[M][N], const typename Dot::X* x, s
     if (k < count) advance(k, static_cast<int>(count - k));
 }
 
+template <int M, int N>
+FERMI_INLINE void set_zero(Vec (&sums)[M][N]) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) sums[m][n] = zero();
+    }
+}
+
 /// out[n] = sum(sums[n])
 template <int N>
 FERMI_INLINE void sum_row(const Vec (&sums)[N], float (&out)[N]) {
     int n = 0;
+#pragma GCC unroll 8
     for (; n + 4 <= N; n += 4) sum_4(sums[n], sums[n + 1], sums[n + 2], sums[n + 3], out + n);
+#pragma GCC unroll 8
     for (; n < N; ++n) out[n] = sum(sums[n]);
 }
 

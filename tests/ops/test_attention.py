@@ -101,7 +101,9 @@ def test_matches_numpy(
             operands.scale,
             window,
         )
-        np.testing.assert_allclose(operands.run(window).float32(), expected, rtol=0, atol=5e-6)
+        # Products of bf16 pairs round queries and weights to 2**-9; values are normal numbers.
+        tolerance = 2e-2 if dtype == "bf16" else 5e-6
+        np.testing.assert_allclose(operands.run(window).float32(), expected, rtol=0, atol=tolerance)
 
 
 def test_sharp_and_flat_weights(backend: _C.Backend, generator: np.random.Generator) -> None:

@@ -161,6 +161,34 @@ FERMI_INLINE PairVec load_pairs(const bf16* from) {
 FERMI_INLINE PairVec load_pairs_partial(const bf16* from, int count) {
     return {_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ULL << count) - 1ULL), from)};
 }
+FERMI_INLINE PairVec zero_pairs() {
+    return {_mm512_setzero_si512()};
+}
+/// The same pair in every lane.
+FERMI_INLINE PairVec repeat_pair(const bf16* from) {
+    std::int32_t pair = 0;
+    std::memcpy(&pair, from, sizeof pair);
+    return {_mm512_set1_epi32(pair)};
+}
+/// Turns rows a and b into pairs (a[i], b[i]), in the order that costs least: quadruples 0, 2, 4, 6 of i, then the
+/// others.
+FERMI_INLINE void interleave(PairVec& a, PairVec& b) {
+    const __m512i low = _mm512_unpacklo_epi16(a.value, b.value);
+    b.value = _mm512_unpackhi_epi16(a.value, b.value);
+    a.value = low;
+}
+/// Elements 0 … 31 to the order of `interleave`, and back.
+FERMI_INLINE void to_interleaved(Vec& a, Vec& b) {
+    const __m512 even = _mm512_shuffle_f32x4(a.value, b.value, 0x88);
+    b.value = _mm512_shuffle_f32x4(a.value, b.value, 0xdd);
+    a.value = even;
+}
+FERMI_INLINE void from_interleaved(Vec& a, Vec& b) {
+    const __m512 low = _mm512_shuffle_f32x4(a.value, b.value, 0x44);
+    const __m512 high = _mm512_shuffle_f32x4(a.value, b.value, 0xee);
+    a.value = _mm512_shuffle_f32x4(low, low, 0xd8);
+    b.value = _mm512_shuffle_f32x4(high, high, 0xd8);
+}
 /// c[i] + a[2i + 1]·b[2i + 1] + a[2i]·b[2i]. Written as assembly since the library is compiled for machines without the
 /// instruction as well, which must then not meet it anywhere else.
 FERMI_INLINE Vec dot_pairs(PairVec a, PairVec b, Vec c) {
