@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import islice
 from typing import Any
 
@@ -47,6 +49,12 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def reference() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(model_folder())
+
+
+def test_finding_the_folder_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'tokenizers', 'jinja2', 'numpy'}"
+    code = f"import sys, fermi.demo; fermi.demo.model_folder(); sys.exit(bool({heavy} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_weights_are_small() -> None:
