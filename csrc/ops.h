@@ -1,7 +1,8 @@
 // The vocabulary: one struct per op, plain data; one function per op that checks, allocates the output and dispatches.
 //
 // A function called while a recording is open on this thread appends its op to it; otherwise the op runs at once.
-// Activations are f32. Every tensor of an op lies on one device.
+// Activations are f32. Every tensor of an op lies on one device. Index tensors are i32; on the CPU their values are
+// checked before each run (index_checks.h), kernels follow them unchecked.
 #pragma once
 
 #include <array>
@@ -93,11 +94,12 @@ struct RopeAppend {
     Tensor v;            // f32 [tokens, kv_heads, head_dim], head_dim contiguous
     Tensor angles;       // f32 [tokens, 2 · half], 2 · half ≤ head_dim
     Tensor slots;        // i32 [tokens]: block · block_size + offset; negative: not stored
-    Tensor key_cache;    // float [blocks, kv_heads, block_size, head_dim]
-    Tensor value_cache;  // float [blocks, kv_heads, block_size, head_dim]
+    Tensor key_cache;    // float [blocks, kv_heads, block_size, head_dim], contiguous
+    Tensor value_cache;  // as key_cache
 };
 
 /// Causal grouped-query attention of a ragged batch of queries over the paged KV cache.
+/// query_starts rise from 0 to the number of tokens; block tables must be valid only where keys are read.
 /// Query j of sequence s (row query_starts[s] + j of n queries) sits at position context_lengths[s] - n + j and sees
 /// the keys at positions ≤ its own and, with a window, > its own - window. The order of summation depends on the
 /// position only: a row's result is bitwise the same alone, in a batch, chunked, and for any number of threads.
@@ -105,7 +107,7 @@ struct Attention {
     static constexpr std::string_view name = "attention";
     Tensor out;              // f32 [tokens, heads · head_dim]
     Tensor q;                // f32 [tokens, heads, head_dim], head_dim contiguous
-    Tensor key_cache;        // float [blocks, kv_heads, block_size, head_dim]
+    Tensor key_cache;        // float [blocks, kv_heads, block_size, head_dim], contiguous
     Tensor value_cache;      // as key_cache
     Tensor block_tables;     // i32 [sequences, max_blocks]
     Tensor query_starts;     // i32 [sequences + 1]

@@ -24,6 +24,7 @@ function(fermi_backend target)
     set_target_properties(${target} PROPERTIES
         PREFIX "lib"
         LIBRARY_OUTPUT_DIRECTORY "${FERMI_BACKEND_DIR}"
+        BUILD_WITH_INSTALL_RPATH ON
         INSTALL_RPATH "${FERMI_ORIGIN}/..")
     install(TARGETS ${target} LIBRARY DESTINATION fermi/backends)
 endfunction()

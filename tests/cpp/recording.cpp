@@ -310,6 +310,20 @@ TEST_F(Recordings, CheckIndicesBeforeEachRun) {
     EXPECT_TRUE(same_bits(logits, decoder()));
 }
 
+TEST_F(Recordings, NeedNoBlocksOutsideTheWindow) {
+    const Tensor q = normal({2, 4, 8}, 1);
+    const Tensor cache = normal({4, 2, 4, 8}, 2);
+    const Tensor starts = integers({0, 2});
+    const Tensor contexts = integers({11});
+    const auto attend = [&](const std::vector<std::int32_t>& blocks, std::int32_t window) {
+        return attention(q, cache, cache, integers(blocks).reshape({1, 4}), starts, contexts, 1.0F, window);
+    };
+    // The first query stands at position 9 and sees keys from 9 - 4 + 1 = 6 on, in block 1.
+    EXPECT_TRUE(same_bits(attend({-1, 2, 3, -1}, 4), attend({0, 2, 3, 1}, 4)));
+    EXPECT_THROW(attend({-1, 2, 3, -1}, 7), InvalidArgument);
+    EXPECT_THROW(attend({-1, 2, 3, -1}, 0), InvalidArgument);
+}
+
 TEST_F(Recordings, RefuseToOverwriteIndices) {
     const Tensor ids = integers({0, 1});
     const Tensor others = integers({0, 1'000'000});
