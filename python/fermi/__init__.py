@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fermi.llm import LLM, CompletionOutput, Perplexity, RequestOutput
+    from fermi.llm import LLM
+    from fermi.outputs import CompletionOutput, Perplexity, RequestOutput
     from fermi.sampling_params import SamplingParams
 
 __all__ = ["LLM", "CompletionOutput", "Perplexity", "RequestOutput", "SamplingParams", "__version__", "devices"]
@@ -33,8 +34,12 @@ def __getattr__(name: str) -> Any:
         from fermi.sampling_params import SamplingParams
 
         return SamplingParams
-    if name in ("LLM", "CompletionOutput", "Perplexity", "RequestOutput"):
-        from fermi import llm
+    if name == "LLM":
+        from fermi.llm import LLM
 
-        return getattr(llm, name)
+        return LLM
+    if name in ("CompletionOutput", "Perplexity", "RequestOutput"):
+        from fermi import outputs
+
+        return getattr(outputs, name)
     raise AttributeError(f"module 'fermi' has no attribute {name!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,68 +12,20 @@ from tqdm import tqdm
 
 from fermi.defaults import Defaults
 from fermi.engine.engine import Engine
-from fermi.engine.event import Event, TokenLogprobs
+from fermi.engine.event import Event
 from fermi.engine.sequence import Request
 from fermi.errors import EngineError, RequestError
 from fermi.loader import LoadedModel, load, read_settings
+from fermi.outputs import CompletionOutput, Perplexity, RequestOutput
 from fermi.sampling_params import SamplingParams
 from fermi.text.chat import normalise_messages
 from fermi.text.output import TextStream
 from fermi.text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "CompletionOutput", "Perplexity", "RequestOutput"]
+__all__ = ["LLM"]
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = "str | Sequence[int]"
-
-
-@dataclass(slots=True)
-class CompletionOutput:
-    """One completion of a prompt.
-
-    Attributes:
-        token_ids: the new tokens, with the one that ended it, if a token did.
-        finish_reason: ``"stop"``, ``"length"``, ``"deadline"``, or None while it runs.
-        stop_reason: the stop string or stop token id that ended it; None for the model's own end of text.
-        logprobs: for each new token its log-probability and the likeliest ones, where asked for.
-    """
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-    logprobs: list[TokenLogprobs] | None = None
-
-
-@dataclass(slots=True)
-class RequestOutput:
-    """A prompt and its completions, in the order of their index."""
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Perplexity:
-    """How well a model foretells a text.
-
-    Attributes:
-        nats: the sum over tokens of -log p(token | tokens before it), in nats.
-        tokens: how many tokens were scored; the first of the text cannot be.
-    """
-
-    nats: float
-    tokens: int
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nats / tokens)."""
-        return float(np.exp(self.nats / self.tokens)) if self.tokens else float("nan")
 
 
 class LLM:
