@@ -116,7 +116,7 @@ def test_everything_that_does_not_fit_is_listed(copy: Path, backend: _C.Backend)
         },
     )
     message = refused(copy, backend)
-    assert message.startswith(f"{copy}: ")
+    assert message.startswith(f"{copy / 'model.safetensors'}: ")
     assert "missing: model.norm.weight;" in message
     assert "unused: model.layers.3.mlp.up_proj.weight;" in message
     assert "model.layers.1.mlp.up_proj.weight is [3, 5], not [112, 64]" in message
@@ -256,3 +256,11 @@ def test_random_tensors_have_their_size(dtype: _C.DTypeName, backend: _C.Backend
     assert 0.05 < norm.std() < 0.2
     assert np.abs(weights.vector("w.bias", 1000).float32()).max() < 0.5
     assert weights.parameters == 300 * 400 + 2000
+
+
+def test_tensors_that_do_not_fit_name_their_file(copy: Path, shards: Path, backend: _C.Backend) -> None:
+    change(copy, {"model.norm.weight": None})
+    assert str(copy / "model.safetensors") in refused(copy, backend)
+    config = shards / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 3}))
+    assert str(shards / "model.safetensors.index.json") in refused(shards, backend)

@@ -25,16 +25,18 @@ class Checkpoint:
         self.folder = folder
         self._files: dict[str, _C.Safetensors] = {}  # by tensor
         self._paths: dict[str, Path] = {}  # by tensor
-        if (folder / SINGLE).is_file():
-            self._add(folder / SINGLE)
+        self._main = folder / SINGLE
+        if self._main.is_file():
+            self._add(self._main)
         elif (folder / INDEX).is_file():
+            self._main = folder / INDEX
             self._add_shards(folder)
         else:
             raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX} is there{_others(folder)}")
 
     @property
     def origin(self) -> str:
-        return str(self.folder)
+        return str(self._main)
 
     def names(self) -> Iterable[str]:
         return self._files.keys()

@@ -66,10 +66,19 @@ def end_ids(config: Mapping[str, Any], path: Path) -> frozenset[int]:
 
 def _token(value: Any, where: str, special: bool = True) -> AddedToken:
     if isinstance(value, str):
-        return AddedToken(value, special=special)
+        return AddedToken(_unicode(value, where), special=special)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise CheckpointError(f"{where} must be a string or an object with a string 'content', found {value!r}")
     flags = {name: value[name] for name in _FLAGS if name in value}
     if not all(isinstance(flag, bool) for flag in flags.values()):
         raise CheckpointError(f"{where}: {', '.join(_FLAGS)} must be true or false, found {value!r}")
-    return AddedToken(value["content"], **({"special": special} | flags))
+    return AddedToken(_unicode(value["content"], where), **({"special": special} | flags))
+
+
+def _unicode(text: str, where: str) -> str:
+    """The text, which JSON's escapes can make of half a character. CheckpointError for that."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{where}: {text!r} is not valid Unicode") from error
+    return text
