@@ -18,6 +18,11 @@ def test_bytes_are_a_hard_bound() -> None:
     assert (size.blocks, size.max_model_len) == (10, 100)
 
 
+def test_more_than_is_free_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"kv_cache_memory \(4611686018427387904 bytes\) is more than the 1000 bytes"):
+        cache_size(EngineConfig(kv_cache_memory=2**62), SPEC, 1000, 1000)
+
+
 def test_a_share_is_of_the_free_memory() -> None:
     size = cache_size(EngineConfig(kv_cache_memory=0.5, max_model_len=100), SPEC, 1000, 2 * 128 * 16 * 10)
     assert size.blocks == 10

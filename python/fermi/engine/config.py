@@ -76,11 +76,14 @@ def cache_size(config: EngineConfig, spec: KVSpec, model_len: int, free_memory: 
 
     Raises:
         ConfigError: ``max_model_len`` is beyond the model, or one such sequence does not fit; says how many tokens do.
+            Or the memory is more than there is.
     """
     if config.max_model_len is not None and config.max_model_len > model_len:
         raise ConfigError(f"max_model_len ({config.max_model_len}) is beyond the model's context of {model_len} tokens")
     memory = DEFAULT_SHARE if config.kv_cache_memory is None else config.kv_cache_memory
     allowed = int(free_memory * memory) if isinstance(memory, float) else memory
+    if allowed > free_memory:
+        raise ConfigError(f"kv_cache_memory ({allowed} bytes) is more than the {free_memory} bytes that are free")
     blocks = allowed // (spec.bytes_per_token * config.block_size)
     fitting = blocks * config.block_size
     wanted = model_len if config.max_model_len is None else config.max_model_len
