@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +203,52 @@ def test_unknown_arguments_are_refused_by_name(stories260k: Path) -> None:
         LLM(str(stories260k), device="abacus")
     with pytest.raises(FermiError, match="no-such-folder"):
         LLM("./no-such-folder")
+
+
+@pytest.mark.parametrize("model", [None, 3, b"x", "x" * 5000])
+def test_what_names_no_model_is_refused(model: Any) -> None:
+    with pytest.raises(FermiError):
+        LLM(model, offline=True)
+
+
+def test_more_memory_than_there_is_is_refused(stories260k: Path) -> None:
+    with pytest.raises(ConfigError, match="kv_cache_memory"):
+        LLM(stories260k, kv_cache_memory=2**62)
+
+
+def test_threads_take_turns(stories: LLM) -> None:
+    alone = [text_of(stories, prompt) for prompt in RAGGED]
+    with ThreadPoolExecutor(len(RAGGED)) as pool:
+        assert list(pool.map(lambda prompt: text_of(stories, prompt), RAGGED)) == alone
+
+
+def test_as_many_tokens_as_one_likes(stories: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=10**30, min_tokens=10**29)
+    assert stories.generate("Once", params, use_tqdm=False)[0].outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"window": "a"}, {"window": 2.5}, {"window": True}, {"stride": 1.5}, {"stride": 0}, {"window": 1}]
+)
+def test_perplexity_names_a_bad_argument(stories: LLM, arguments: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=next(iter(arguments))):
+        stories.perplexity("Once upon a time", **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"tools": 3},
+        {"chat_template_kwargs": 3},
+        {"chat_template_kwargs": {3: 4}},
+        {"chat_template_kwargs": [("a", 1)]},
+        {"chat_template_kwargs": {"self": 1}},
+        {"chat_template_kwargs": {"documents": 3}},
+    ],
+)
+def test_chat_refuses_bad_arguments(stories: LLM, arguments: dict[str, Any]) -> None:
+    with pytest.raises(RequestError):
+        stories.chat([{"role": "user", "content": "x"}], GREEDY, use_tqdm=False, **arguments)
 
 
 def test_chat_with_the_demo_model(demo: LLM) -> None:

@@ -65,6 +65,8 @@ def resolve(
 
         return model_folder()
     path = Path(model).expanduser()
+    if _is_too_long(path):
+        raise ModelNotFoundError(f"there is no folder of so long a name: {model[:80]}…")
     if path.is_dir():
         if revision is not None:
             raise HubError(f"{model} is a folder: a revision ({revision!r}) is only for models on the hub")
@@ -76,6 +78,14 @@ def resolve(
     folder = _Repository(model, revision, token, cache_dir, endpoint).fetch(offline=offline, progress=progress)
     check_folder(folder)
     return folder
+
+
+def _is_too_long(path: Path) -> bool:
+    try:
+        path.exists()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def check_folder(folder: Path) -> None:

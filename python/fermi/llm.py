@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,7 +16,7 @@ from fermi.defaults import Defaults
 from fermi.engine.engine import Engine
 from fermi.engine.event import Event
 from fermi.engine.sequence import Request
-from fermi.errors import EngineError, RequestError
+from fermi.errors import ConfigError, EngineError, RequestError
 from fermi.loader import LoadedModel, load, read_settings
 from fermi.outputs import CompletionOutput, Perplexity, RequestOutput
 from fermi.sampling_params import SamplingParams
@@ -29,7 +31,7 @@ Prompt: TypeAlias = "str | Sequence[int]"
 
 
 class LLM:
-    """A loaded model. One thread at a time; a server for many is ``python -m fermi.serve``.
+    """A loaded model. Threads take turns; a server for many is ``python -m fermi.serve``.
 
     Args:
         model: a folder with a checkpoint, an id on the Hugging Face hub, or ``"demo"``, the embedded toy.
@@ -50,7 +52,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str,
+        model: str | os.PathLike[str],
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -61,6 +63,9 @@ class LLM:
         offline: bool | None = None,
         **settings: Any,
     ) -> None:
+        if not isinstance(model, (str, os.PathLike)):
+            raise ConfigError(f"model must be a folder or an id, got {model!r:.80}")
+        model = str(os.fspath(model))
         named = {
             "model.id": model,
             "model.revision": revision,
@@ -75,6 +80,7 @@ class LLM:
         self._loaded: LoadedModel = load(model, read)
         self._defaults = Defaults.of(read.generation, self._loaded.generation_config)
         self._ids = itertools.count()
+        self._turn = threading.Lock()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -150,7 +156,9 @@ class LLM:
         Raises:
             RequestError: no tokens, too many for the context, or ids outside the vocabulary.
         """
-        return self.engine.logits(_token_ids(token_ids))
+        listed = _token_ids(token_ids)
+        with self._turn:
+            return self.engine.logits(listed)
 
     def perplexity(self, text: str, *, window: int | None = None, stride: int | None = None) -> Perplexity:
         """How well the model foretells a text of any length, in overlapping windows.
@@ -163,10 +171,10 @@ class LLM:
         """
         token_ids = self.tokenizer.encode(text)
         longest = self.engine.max_model_len
-        window = longest if window is None else window
-        stride = max(1, window // 2) if stride is None else stride
+        window = longest if window is None else _integer("window", window)
         if not 2 <= window <= longest:
             raise RequestError(f"window must be from 2 to {longest} tokens, got {window}", param="window")
+        stride = max(1, window // 2) if stride is None else _integer("stride", stride)
         if not 1 <= stride < window:
             raise RequestError(f"stride must be from 1 to window - 1, got {stride}", param="stride")
         if len(token_ids) < 2:
@@ -206,6 +214,12 @@ class LLM:
 
         ``continues``: the text goes on from the prompt's, so that a space at its beginning stays.
         """
+        with self._turn:
+            return self._run_alone(requests, use_tqdm, continues=continues)
+
+    def _run_alone(
+        self, requests: Sequence[tuple[str | None, list[int], SamplingParams]], use_tqdm: bool, *, continues: bool
+    ) -> list[RequestOutput]:
         running: dict[str, _Running] = {}
         bar = tqdm(total=len(requests), desc="generating", unit="prompt", disable=not use_tqdm, leave=False)
         try:
@@ -213,8 +227,8 @@ class LLM:
                 each = _Running(
                     f"llm-{next(self._ids)}", prompt, token_ids, params, self.tokenizer, continues=continues
                 )
+                running[each.output.request_id] = each  # first, so that an interrupt leaves nothing behind
                 self.engine.add(each.request(self.tokenizer, self.engine.max_model_len))
-                running[each.output.request_id] = each
             outputs = [each.output for each in running.values()]
             while running:
                 for event in self.engine.step():
@@ -305,8 +319,16 @@ class _Running:
         return []
 
 
+def _integer(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RequestError(f"{name} must be an integer, got {value!r:.80}", param=name)
+    return value
+
+
 def _variables(given: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """What a caller may hand to the chat template: anything but what ``chat`` has arguments for."""
+    if given is not None and (not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given)):
+        raise RequestError("chat_template_kwargs must map names to values", param="chat_template_kwargs")
     own = {"messages", "tools", "add_generation_prompt", "continue_final_message"} & set(given or {})
     if own:
         raise RequestError(

@@ -151,6 +151,10 @@ def test_any_text_renders_or_is_refused(parts: list[str]) -> None:
         ({"role": "user"}, {}),
         ([ASK], {"tools": [print]}),
         ([ASK], {"tools": ["add"]}),
+        ([ASK], {"tools": 3}),
+        ([ASK], {"tools": ASK}),
+        ([ASK], {"documents": 3}),
+        ([ASK], {"self": 1}),
         ([ASK], {"documents": ["text"]}),
     ],
 )

@@ -18,6 +18,7 @@ __all__ = ["Drawing"]
 Logits = npt.NDArray[np.float32]
 
 _SEED_BITS = 2**64 - 1
+_NEVER = 2**63 - 1  # more tokens than can be
 
 
 class Drawing:
@@ -70,7 +71,7 @@ class Drawing:
             logit_bias=sampling.logit_bias,
             seed=secrets.randbits(64) if sampling.seed is None else sampling.seed & _SEED_BITS,
             stream=sequence.index,
-            min_tokens=sampling.min_tokens,
+            min_tokens=min(sampling.min_tokens, _NEVER),
             stop_token_ids=[token_id for token_id in ends if token_id < vocab],
             prompt_token_ids=request.prompt_token_ids,
         )

@@ -98,6 +98,7 @@ class ChatTemplate:
 
     def render(
         self,
+        /,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -114,9 +115,9 @@ class ChatTemplate:
         it refuses the conversation.
         """
         source, template = self._choose(with_tools=tools is not None)
-        if tools is not None and not all(isinstance(tool, Mapping) for tool in tools):
+        if tools is not None and not _are_objects(tools):
             raise ChatTemplateError("tools must be JSON schemas; describe a function by its schema", param="tools")
-        if documents is not None and not all(isinstance(document, Mapping) for document in documents):
+        if documents is not None and not _are_objects(documents):
             raise ChatTemplateError("documents must be objects with 'title' and 'text'", param="documents")
         if continue_final_message and add_generation_prompt:
             reason = "continue_final_message and add_generation_prompt exclude each other"
@@ -168,6 +169,10 @@ class ChatTemplate:
         except Exception:  # a template that refuses this conversation: it names the variable, so take its word
             return True
         return on != off
+
+
+def _are_objects(values: object) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(value, Mapping) for value in values)
 
 
 def _by_name(templates: object) -> str | dict[str, str]:
