@@ -302,6 +302,18 @@ class TestTools:
         assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == (CALL, "stop")
 
 
+@pytest.mark.parametrize("together", [1, 2, 5, 100])
+def test_nothing_counts_after_a_stop_string(serve: Serve, together: int) -> None:
+    client = serve(toy_model("Hello, world.", tokens_per_event=together)).openai()
+    reply = client.chat.completions.create(model="toy", messages=HELLO, stop="o,", logprobs=True)
+    choice = reply.choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("Hell", "stop")
+    assert choice.logprobs is not None
+    assert "".join(score.token for score in choice.logprobs.content or ()) == "Hello,"
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == len("Hello,")
+
+
 class TestThinking:
     THOUGHT = "<think>\nHmm.\n</think>\n\nYes."
 
@@ -338,6 +350,14 @@ class TestThinking:
         message, prompt, usage = self.ask(serve, **body)
         assert (message["content"], message["reasoning"], message["reasoning_content"]) == ("Yes.", "Hmm.", "Hmm.")
         assert prompt.endswith("[assistant]")
+        assert usage["completion_tokens_details"]["reasoning_tokens"] == len("<think>\nHmm.\n</think>\n\n")
+
+    @pytest.mark.parametrize("together", [1, 2, 5, 100])
+    def test_counted_the_same_however_many_tokens_come_at_once(self, serve: Serve, together: int) -> None:
+        model = toy_model(self.THOUGHT, tokens_per_event=together)
+        with serve(model).http() as http:
+            usage = http.post("/v1/chat/completions", json={"messages": HELLO, "thinking": "auto"}).json()["usage"]
+        assert usage["completion_tokens"] == len(self.THOUGHT) + 1
         assert usage["completion_tokens_details"]["reasoning_tokens"] == len("<think>\nHmm.\n</think>\n\n")
 
     @pytest.mark.parametrize("body", [{"thinking": True}, {"thinking": "on", "reasoning_format": "none"}])

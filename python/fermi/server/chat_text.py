@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fermi.server.generation import Piece
 from fermi.server.thinking import ThinkingPlan
-from fermi.text.reasoning import ReasoningSplitter
+from fermi.text.reasoning import ReasoningDelta, ReasoningSplitter
 from fermi.text.tool_calls import ToolCall, ToolCallParser
 
 OPENING = "<think>"
@@ -52,12 +52,15 @@ class ChatText:
     def push(self, piece: Piece) -> ChatDelta:
         """What is certain now; the rest with the piece that finishes."""
         last = piece.finish_reason is not None
-        split = self._splitter.push(piece.text)
-        reasoning, content = split
+        reasoning = content = ""
+        for at, text in enumerate(piece.texts):
+            split = self._splitter.push(text)
+            self._count(int(at < piece.tokens), split)
+            reasoning, content = reasoning + split.reasoning, content + split.content
         if last:
             rest = self._splitter.finish()
+            self._count(0, rest)
             reasoning, content = reasoning + rest.reasoning, content + rest.content
-        self._count(piece.tokens, bool(reasoning), bool(content))
         delta = ChatDelta(reasoning if self.plan.place == "apart" else "", content)
         if self.plan.place == "in_content":
             delta.content = self._opened() + piece.text
@@ -78,9 +81,9 @@ class ChatText:
             return ""
         return self.prompt[self.prompt.rindex(OPENING) :]
 
-    def _count(self, tokens: int, reasoning: bool, content: bool) -> None:
+    def _count(self, tokens: int, split: ReasoningDelta) -> None:
         self._tokens += tokens
-        self._thought |= reasoning
+        self._thought |= bool(split.reasoning)
         if not self._answered and self._thought:
-            self.reasoning_tokens = self._tokens - (tokens if content else 0)
-        self._answered |= content
+            self.reasoning_tokens = self._tokens - (tokens if split.content else 0)
+        self._answered |= bool(split.content)

@@ -21,14 +21,23 @@ from fermi.text.output import TextStream
 
 @dataclass(slots=True)
 class Piece:
-    """News of one choice: text that is certain, the log-probabilities of its tokens, and how it ended."""
+    """News of one choice: text that is certain, the log-probabilities of its tokens, and how it ended.
+
+    Attributes:
+        texts: what became certain with each token and, when the choice has ended, without one.
+    """
 
     index: int
-    text: str
+    texts: list[str]
     tokens: int
     logprobs: list[TokenLogprobs]
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def text(self) -> str:
+        """All of ``texts``."""
+        return "".join(self.texts)
 
 
 @dataclass(slots=True)
@@ -88,20 +97,27 @@ class Choice:
         self._include_stop = params.include_stop_str_in_output
 
     def push(self, event: Event) -> Piece:
-        """Take the news of the sequence."""
+        """Take the news of the sequence, token by token: a result is the same however many came at once."""
         ids, logprobs = event.token_ids, event.logprobs or []
         ended_by_token = event.stop_token_id is not None and not self._include_stop
         if ended_by_token:  # not part of the text
             ids, logprobs = ids[:-1], logprobs[: len(ids) - 1]
-        piece = Piece(self.index, self._text.push(ids), len(event.token_ids), logprobs)
-        piece.prompt_logprobs = event.prompt_logprobs
+        texts: list[str] = []
+        for token_id in ids:
+            texts.append(self._text.push([token_id]))
+            if self._text.stopped_by is not None:  # what the engine made since then is not part of the reply
+                break
+        else:
+            texts += [""] * ended_by_token
+        tokens = len(texts)
+        finish_reason = None
         if event.finish_reason is not None and self._text.stopped_by is None:
-            piece.text += self._text.finish()
-            piece.finish_reason = "length" if event.finish_reason == "deadline" else event.finish_reason
+            texts.append(self._text.finish())
+            finish_reason = "length" if event.finish_reason == "deadline" else event.finish_reason
         if self._text.stopped_by is not None:
-            piece.finish_reason = "stop"
-        self.finished = piece.finish_reason is not None
-        return piece
+            finish_reason = "stop"
+        self.finished = finish_reason is not None
+        return Piece(self.index, texts, tokens, logprobs[:tokens], finish_reason, event.prompt_logprobs)
 
 
 class Generation:
@@ -173,6 +189,7 @@ class Generation:
             self._raise_failure(event)
             self._note(number, event)
             piece = choice.push(event)
+            self.usage.completion_tokens += piece.tokens
             if piece.finish_reason is not None:
                 self._release(choice.index, timed=event.timing is not None)
             yield piece
@@ -181,7 +198,6 @@ class Generation:
 
     def _note(self, number: int, event: Event) -> None:
         self._first_token = self._first_token or time.monotonic()
-        self.usage.completion_tokens += len(event.token_ids)
         self.usage.deadline |= event.finish_reason == "deadline"
         if event.cached_tokens > self._cached.get(number, 0):
             self._cached[number] = event.cached_tokens
