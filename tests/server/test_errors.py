@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fermi.defaults import Defaults
 from fermi.errors import EngineError, QueueFullError
 from fermi.server.schema.chat import ChatBody
 from fermi.server.schema.completions import CompletionBody
@@ -99,8 +100,6 @@ def test_malformed_bodies(toy_server: Running, body: bytes) -> None:
         ({"stop": [1]}, "stop.0"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "9"}, "max_tokens"),
-        ({"max_tokens": 10_000}, "max_tokens"),
-        ({"max_completion_tokens": 10_000}, "max_completion_tokens"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"frequency_penalty": -3}, "frequency_penalty"),
@@ -182,6 +181,14 @@ def test_context_length(serve: Serve) -> None:
     assert envelope["message"].startswith(
         "This model's maximum context length is 64 tokens. However, you requested 73 tokens (3 in the prompt, 70 in the"
     )
+
+
+def test_limit_of_a_reply(serve: Serve) -> None:
+    server = serve(toy_model(max_model_len=64, defaults=Defaults(max_tokens=8, max_tokens_cap=20)))
+    assert refused(server, {"messages": HELLO, "max_tokens": 21})["param"] == "max_tokens"
+    assert refused(server, {"messages": HELLO, "max_completion_tokens": 21})["param"] == "max_completion_tokens"
+    beyond_both = refused(server, {"messages": HELLO, "max_tokens": 100_000})
+    assert beyond_both["code"] == "context_length_exceeded"
 
 
 def test_unknown_model(toy_server: Running) -> None:

@@ -80,9 +80,6 @@ def room(served: ServedModel, prompt: Prompt, asked: int | None, *, default: int
         ContextLengthError: prompt and reply do not fit the model's context; ``param`` names the prompt's field.
         RequestError: more is asked for than the server allows; ``field`` names the limit's field.
     """
-    cap = served.defaults.max_tokens_cap
-    if asked is not None and asked > cap:
-        raise RequestError(f"{field} is {asked}, but this server allows at most {cap}", param=field)
     length, limit = len(prompt.token_ids), served.max_model_len
     reply = 1 if asked is None else asked
     if length + reply > limit:
@@ -92,6 +89,9 @@ def room(served: ServedModel, prompt: Prompt, asked: int | None, *, default: int
             "completion.",
             param=param,
         )
+    cap = served.defaults.max_tokens_cap
+    if asked is not None and asked > cap:
+        raise RequestError(f"{field} is {asked}, but this server allows at most {cap}", param=field)
     return min(default, limit - length) if asked is None else asked
 
 
