@@ -45,7 +45,8 @@ class ModelSettings(Section):
 
     id: str = setting(
         "Qwen/Qwen3-1.7B",
-        "Model: a folder, an id on the Hugging Face hub, or `demo` (embedded); [alias=]PATH_OR_ID also names it.",
+        "Model: a folder, an id on the Hugging Face hub, or `demo` (embedded); [alias=]PATH_OR_ID also names it. The "
+        "folder in FERMI_MODEL_DIR wins over FERMI_MODEL.",
         env="FERMI_MODEL MODEL_PATH",
         flag="--model -m",
     )
