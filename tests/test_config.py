@@ -118,6 +118,15 @@ def test_nested_name_beats_the_shared_one(load: Load) -> None:
     assert (settings.openai.timeout_ms, settings.grpc.timeout_ms) == (1, 2)
 
 
+def test_a_shared_variable_is_complained_of_once(load: Load) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(FERMI_TIMEOUT_MS="abc", FERMI_THREADS="0")
+    timeout, threads = sorted(str(caught.value).split("; "))[::-1]
+    assert timeout.startswith("environment FERMI_TIMEOUT_MS: cli.timeout_ms, openai.timeout_ms, grpc.timeout_ms: ")
+    assert timeout.endswith(", got 'abc'")
+    assert threads.startswith("environment FERMI_THREADS: engine.threads: ")
+
+
 def test_model_dir_wins_in_the_environment_only(load: Load, tmp_path: Path) -> None:
     environ = {"FERMI_MODEL_DIR": str(tmp_path), "FERMI_MODEL": "demo", "FERMI_MODEL__ID": "other"}
     assert load('[model]\nid = "x/y"', **environ).model.id == str(tmp_path)

@@ -251,6 +251,13 @@ def test_chat_refuses_bad_arguments(stories: LLM, arguments: dict[str, Any]) -> 
         stories.chat([{"role": "user", "content": "x"}], GREEDY, use_tqdm=False, **arguments)
 
 
+@pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message"])
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_chat_takes_booleans_only_where_they_are_meant(stories: LLM, name: str, value: object) -> None:
+    with pytest.raises(RequestError, match=f"{name} must be True or False, got {value!r}"):
+        stories.chat([{"role": "user", "content": "x"}], GREEDY, use_tqdm=False, **{name: value})  # type: ignore[arg-type]
+
+
 def test_chat_with_the_demo_model(demo: LLM) -> None:
     one = [{"role": "user", "content": "What is 3 + 4?"}]
     two = [{"role": "user", "content": "What is 2 + 2?"}]

@@ -136,6 +136,12 @@ class LLM:
             ChatTemplateError: the template refuses the conversation.
             RequestError, EngineError: as ``generate``.
         """
+        for name, value in (
+            ("add_generation_prompt", add_generation_prompt),
+            ("continue_final_message", continue_final_message),
+        ):
+            if not isinstance(value, bool):
+                raise RequestError(f"{name} must be True or False, got {value!r:.80}", param=name)
         conversations = _listed_conversations(messages)
         params = self._params_for(len(conversations), sampling_params)
         requests = []

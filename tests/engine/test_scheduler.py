@@ -404,9 +404,9 @@ def test_refusals() -> None:
         scheduler.add(good, 0.0)
     with pytest.raises(RequestError, match="empty"):
         scheduler.check(request("x", []))
-    with pytest.raises(RequestError, match="token ids"):
+    with pytest.raises(RequestError, match="prompt: token id 50 is not in"):
         scheduler.check(request("x", [VOCAB]))
-    with pytest.raises(RequestError, match="token ids"):
+    with pytest.raises(RequestError, match="prompt: token id -1 is not in"):
         scheduler.check(request("x", [-1]))
     with pytest.raises(RequestError, match="never fit"):
         scheduler.check(request("x", [1] * 20, max_tokens=20))

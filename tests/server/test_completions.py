@@ -115,7 +115,7 @@ def test_echo_of_several_choices(serve: Serve) -> None:
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": ["a", ""]}, "prompt"),
-        ({"prompt": [-1]}, "prompt.0"),
+        ({"prompt": [1.5]}, "prompt.0"),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
         ({"prompt": ["a"] * 1025}, "prompt"),
     ],

@@ -194,11 +194,18 @@ def test_token_that_does_not_exist(demo: Running) -> None:
     with demo.http() as http:
         for body, param in [
             ({"prompt": [999_999]}, "prompt"),
+            ({"prompt": [5, 999_999, 6]}, "prompt"),
+            ({"prompt": [[5], [999_999]]}, "prompt"),
             ({"prompt": "x", "logit_bias": {"999999": 1}}, "logit_bias"),
             ({"prompt": "x", "stop_token_ids": [999_999]}, "stop_token_ids"),
         ]:
             reply = http.post("/v1/completions", json=body)
             assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+            assert f"{param}: token id 999999 is not in the vocabulary" in reply.json()["error"]["message"]
+        for token_id in (-1, 2**31, 2**80):
+            reply = http.post("/v1/completions", json={"prompt": [5, token_id]})
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")
+            assert f"token id {token_id} is not in the vocabulary" in reply.json()["error"]["message"]
 
 
 def test_tool_call(demo: Running) -> None:

@@ -190,19 +190,22 @@ def _build(layer: Layer) -> Settings:
     try:
         settings = Settings.model_validate(tables)
     except ValidationError as invalid:
-        raise ConfigError("; ".join(_complaint(error, layer) for error in invalid.errors())) from invalid
+        raise ConfigError("; ".join(_complaints(invalid, layer))) from invalid
     settings._origins = {name: value.origin for name, value in layer.items()}
     return settings
 
 
-def _complaint(error: Any, layer: Layer) -> str:
-    """One line for one pydantic error: origin, setting, reason."""
-    name = ".".join(str(part) for part in error["loc"][:2])
-    reason = error["msg"].removeprefix("Value error, ")
-    if name in layer:
-        shown = "" if error["type"] == "value_error" else f", got {layer[name].raw!r}"
-        return f"{layer[name].origin}: {name}: {reason}{shown}"
-    return f"{name}: {reason}"
+def _complaints(invalid: ValidationError, layer: Layer) -> Iterable[str]:
+    """Origin, settings and reason of each thing wrong: a variable of several sections is wrong once."""
+    names: dict[tuple[Origin | None, str], list[str]] = {}
+    for error in invalid.errors():
+        name = ".".join(str(part) for part in error["loc"][:2])
+        reason = error["msg"].removeprefix("Value error, ")
+        if name in layer and error["type"] != "value_error":
+            reason += f", got {layer[name].raw!r}"
+        names.setdefault((layer[name].origin if name in layer else None, reason), []).append(name)
+    for (origin, reason), settings in names.items():
+        yield f"{'' if origin is None else f'{origin}: '}{', '.join(settings)}: {reason}"
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

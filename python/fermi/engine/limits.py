@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fermi.engine.sequence import Request
@@ -35,8 +36,7 @@ class Limits:
         sampling, length = request.sampling, len(request.prompt_token_ids)
         if length == 0:
             raise RequestError("the prompt is empty", param="prompt")
-        if min(request.prompt_token_ids) < 0 or max(request.prompt_token_ids) >= self.vocab_size:
-            raise RequestError(f"the prompt has token ids that are not in 0 … {self.vocab_size - 1}", param="prompt")
+        self._check_token_ids("prompt", request.prompt_token_ids)
         if length + min(sampling.max_tokens, 1) > self.max_model_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "
@@ -45,9 +45,15 @@ class Limits:
                 param="prompt",
             )
         for name, token_ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
-            if any(not 0 <= token_id < self.vocab_size for token_id in token_ids):
-                raise RequestError(f"{name} has token ids that are not in 0 … {self.vocab_size - 1}", param=name)
+            self._check_token_ids(name, token_ids)
         longest = min(length + sampling.max_tokens, self.max_model_len)
         if longest > cache_tokens:
             message = f"{longest} tokens can never fit the KV cache of {cache_tokens} tokens"
             raise RequestError(message, param="max_tokens")
+
+    def _check_token_ids(self, name: str, token_ids: Collection[int]) -> None:
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):
+            outside = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
+            raise RequestError(
+                f"{name}: token id {outside} is not in the vocabulary, 0 … {self.vocab_size - 1}", param=name
+            )

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic_core import to_json
 from starlette.responses import Response
 
 from fermi.errors import RequestError
 from fermi.sampling_params import SamplingParams
 from fermi.server.body import body_of, documented
 from fermi.server.chat_text import ChatDelta, ChatText
-from fermi.server.generation import Generation, Piece, note_usage
+from fermi.server.generation import Generation, Piece
 from fermi.server.logprobs import chat_logprobs
 from fermi.server.prompts import Prompt, engine_request, off_loop, room, sampling_params, template_variables
+from fermi.server.respond import respond
 from fermi.server.schema.chat import ChatBody
 from fermi.server.served import ServedModel
-from fermi.server.sse import DONE, EventStream, data, hang_up
+from fermi.server.sse import data
 from fermi.server.state import ServerState, state_of
 from fermi.server.thinking import ThinkingPlan
 from fermi.text.messages import normalise_messages
@@ -34,13 +34,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 @router.post("/v1/chat/completions", openapi_extra=documented(ChatBody))
 async def chat_completions(body: Annotated[ChatBody, Depends(body_of(ChatBody))], request: Request) -> Response:
     """The assistant's reply to a conversation."""
-    reply = await prepare(body, state_of(request))
-    if body.stream:
-        return EventStream(reply.events(request), reply.generation.cancel)
-    async with hang_up(request.receive, reply.generation.cancel):
-        document = await reply.whole()
-    note_usage(request, reply.generation)
-    return Response(to_json(document), media_type="application/json")
+    return await respond(await prepare(body, state_of(request)), request, stream=bool(body.stream))
 
 
 async def prepare(body: ChatBody, state: ServerState) -> ChatReply:
@@ -159,8 +153,8 @@ class ChatReply:
         document = {**self._head("chat.completion"), "choices": choices, "usage": usage.wire()}
         return {**document, "performance": usage.performance()}
 
-    async def events(self, request: Request) -> AsyncIterator[bytes]:
-        """The chunks as server-sent events: roles, deltas, finish, usage, [DONE]."""
+    async def events(self) -> AsyncIterator[bytes]:
+        """The chunks as server-sent events: roles, deltas, finish, usage."""
         head = self._head("chat.completion.chunk")
         if self.body.include_usage or self.body.continuous_usage:
             head["usage"] = None
@@ -186,8 +180,6 @@ class ChatReply:
         if self.body.include_usage:
             usage = self.generation.usage
             yield data({**head, "choices": [], "usage": usage.wire(), "performance": usage.performance()})
-        note_usage(request, self.generation)
-        yield DONE
 
     def _take(self, piece: Piece) -> tuple[ChatDelta, str | None]:
         """Tell the piece apart; the reason it ended for, in a chat's words."""

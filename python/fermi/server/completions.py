@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic_core import to_json
 from starlette.responses import Response
 
 from fermi.errors import RequestError
 from fermi.sampling_params import SamplingParams
 from fermi.server.body import body_of, documented
-from fermi.server.generation import Generation, Piece, note_usage
+from fermi.server.generation import Generation, Piece
 from fermi.server.logprobs import CompletionLogprobs
 from fermi.server.prompts import Prompt, engine_request, off_loop, room, sampling_params
+from fermi.server.respond import respond
 from fermi.server.schema.completions import CompletionBody
 from fermi.server.served import ServedModel
-from fermi.server.sse import DONE, EventStream, data, hang_up
+from fermi.server.sse import data
 from fermi.server.state import ServerState, state_of
 
 router = APIRouter(tags=["completions"])
@@ -32,13 +32,7 @@ MAX_CHOICES = 1024
 @router.post("/v1/completions", openapi_extra=documented(CompletionBody))
 async def completions(body: Annotated[CompletionBody, Depends(body_of(CompletionBody))], request: Request) -> Response:
     """The continuation of one or several texts."""
-    reply = await prepare(body, state_of(request))
-    if body.stream:
-        return EventStream(reply.events(request), reply.generation.cancel)
-    async with hang_up(request.receive, reply.generation.cancel):
-        document = await reply.whole()
-    note_usage(request, reply.generation)
-    return Response(to_json(document), media_type="application/json")
+    return await respond(await prepare(body, state_of(request)), request, stream=bool(body.stream))
 
 
 async def prepare(body: CompletionBody, state: ServerState) -> CompletionReply:
@@ -128,8 +122,8 @@ class CompletionReply:
         document = {**self._head(), "choices": choices, "usage": usage.wire()}
         return {**document, "performance": usage.performance()}
 
-    async def events(self, request: Request) -> AsyncIterator[bytes]:
-        """The chunks as server-sent events: text, finish, usage, [DONE]."""
+    async def events(self) -> AsyncIterator[bytes]:
+        """The chunks as server-sent events: text, finish, usage."""
         head = self._head()
         if self.body.include_usage or self.body.continuous_usage:
             head["usage"] = None
@@ -148,8 +142,6 @@ class CompletionReply:
         if self.body.include_usage:
             usage = self.generation.usage
             yield data({**head, "choices": [], "usage": usage.wire(), "performance": usage.performance()})
-        note_usage(request, self.generation)
-        yield DONE
 
     def _score(self, scores: CompletionLogprobs | None, piece: Piece, of_prompts: dict[int, Any]) -> None:
         """Add the piece's log-probabilities; the prompt's come once, and stand before each of its choices."""
