@@ -9,39 +9,15 @@ import argparse
 import ctypes
 import json
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+
+from probe import Sample, sample, undisturbed
 
 from fermi import _C
 
 ROUNDS = 200_000
 """Of the loops in registers: some milliseconds."""
-
-
-class Sample(NamedTuple):
-    """One measurement: its value, and how much of the processors the process got meanwhile (1: all)."""
-
-    value: float
-    presence: float
-
-
-def sample(measure: Callable[[], float], threads: int) -> Sample:
-    """Runs ``measure``, all of whose threads are busy from start to end, against CPU time."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    value = measure()
-    return Sample(value, (time.process_time() - cpu) / ((time.perf_counter() - wall) * threads))
-
-
-def undisturbed(samples: list[Sample]) -> list[float]:
-    """Values of the samples during which the machine was all there; of the better half, where it never was."""
-    present = [s.value for s in samples if s.presence > 0.97]
-    if present:
-        return present
-    samples = sorted(samples, key=lambda s: -s.presence)
-    return [s.value for s in samples[: max(1, len(samples) // 2)]]
 
 
 class Ceiling:
@@ -57,6 +33,9 @@ class Ceiling:
         self._library.fermi_ceiling_read.argtypes = [ctypes.c_void_p]
         for name in ("read", "f32", "bf16", "barrier"):
             getattr(self._library, f"fermi_ceiling_{name}").restype = ctypes.c_double
+        self._int8 = getattr(self._library, "fermi_ceiling_int8", None)
+        if self._int8 is not None:
+            self._int8.restype = ctypes.c_double
         self.threads = threads
         self._reader = self._library.fermi_ceiling_open(threads, megabytes << 20)
 
@@ -72,6 +51,10 @@ class Ceiling:
         """Operations per second of products of bf16 pairs; 0 where the machine has none."""
         return float(self._library.fermi_ceiling_bf16(self.threads, ROUNDS))
 
+    def int8(self) -> float:
+        """Operations per second of dot products of four bytes (``vpdpbusd``); 0 where the machine has none."""
+        return 0.0 if self._int8 is None else float(self._int8(self.threads, ROUNDS))
+
     def barrier(self) -> float:
         """Seconds of one barrier of the thread pool."""
         return float(self._library.fermi_ceiling_barrier(self.threads, 2000))
@@ -86,8 +69,8 @@ class Ceiling:
 
 
 def measure(architecture: str, threads: int, megabytes: int, repeats: int) -> dict[str, float]:
-    """Medians of the undisturbed repetitions, the four limits interleaved."""
-    samples: dict[str, list[Sample]] = {"read": [], "f32": [], "bf16": [], "barrier": []}
+    """Medians of the undisturbed repetitions, the limits interleaved."""
+    samples: dict[str, list[Sample]] = {name: [] for name in ("read", "f32", "bf16", "int8", "barrier")}
     with Ceiling(architecture, threads, megabytes) as ceiling:
         for _ in range(repeats):
             for name, values in samples.items():
@@ -104,12 +87,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here, in bytes, operations and seconds")
     arguments = parser.parse_args()
     rows = []
-    print(f"{'threads':>7} {'read GB/s':>10} {'f32 GFLOP/s':>12} {'bf16 GFLOP/s':>13} {'barrier µs':>11}")
+    print("threads  read GB/s  f32 GFLOP/s  bf16 GFLOP/s  int8 GOP/s  barrier µs")
     for threads in map(int, arguments.threads.split(",")):
         row = measure(arguments.architecture, threads, arguments.megabytes, arguments.repeats)
         rows.append({"architecture": arguments.architecture, "threads": threads, **row})
-        bf16 = f"{row['bf16'] / 1e9:13.0f}" if row["bf16"] else f"{'-':>13}"
-        print(f"{threads:7} {row['read'] / 1e9:10.1f} {row['f32'] / 1e9:12.0f} {bf16} {row['barrier'] * 1e6:11.2f}")
+        bf16, int8 = (f"{row[name] / 1e9:.0f}" if row[name] else "-" for name in ("bf16", "int8"))
+        read, f32, barrier = row["read"] / 1e9, row["f32"] / 1e9, row["barrier"] * 1e6
+        print(f"{threads:7} {read:10.1f} {f32:12.0f} {bf16:>13} {int8:>11} {barrier:11.2f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -13,44 +13,17 @@ import argparse
 import hashlib
 import statistics
 import time
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from ceiling import Ceiling
+from checkpoints import SHAPES
 
 from fermi import _C
 from fermi.engine.engine import Engine, EngineConfig
 from fermi.engine.sampling import Sampling
 from fermi.engine.sequence import Request
 from fermi.models import random_model
-
-LLAMA_1B = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 128256,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-}
-QWEN3_600M = {
-    "model_type": "qwen3",
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-}
-COMMON = {"hidden_act": "silu", "tie_word_embeddings": True, "max_position_embeddings": 8192}
-MODELS: Mapping[str, Mapping[str, object]] = {"llama-1b": LLAMA_1B, "qwen3-0.6b": QWEN3_600M}
 
 
 class Run(NamedTuple):
@@ -75,7 +48,7 @@ def run(engine: Engine, prompt: list[int], tokens: int) -> Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=",".join(MODELS), help="comma-separated")
+    parser.add_argument("--model", default=",".join(SHAPES), help="comma-separated")
     parser.add_argument("--prompt", default="8,512,1024", help="tokens, comma-separated")
     parser.add_argument("--tokens", type=int, default=32, help="tokens to generate, at least 2")
     parser.add_argument("--repeats", type=int, default=5)
@@ -89,7 +62,7 @@ def main() -> None:
     config = EngineConfig(kv_cache_memory=1 << 30, prefix_cache=False)
     with Ceiling(arguments.architecture, arguments.threads) as ceiling:
         for name in arguments.model.split(","):
-            model = random_model({**MODELS[name], **COMMON}, backend=backend, dtype=arguments.dtype)
+            model = random_model(SHAPES[name], backend=backend, dtype=arguments.dtype)
             engine = Engine(model, config)
             for length in map(int, arguments.prompt.split(",")):
                 prompt = np.random.default_rng(0).integers(0, model.vocab_size, length).tolist()

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ceiling import Ceiling, Sample, sample, undisturbed
+from ceiling import Ceiling
+from probe import Sample, sample, undisturbed
 
 from fermi import _C
 
