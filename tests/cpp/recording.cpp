@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
+#include <queue>
 #include <random>
 #include <thread>
 
@@ -49,7 +52,8 @@ struct Decoder {
     Weight k_weight = Weight::dense(normal({kv_heads * head_dim, hidden}, 3, DType::f16));
     Weight v_weight = Weight::dense(normal({kv_heads * head_dim, hidden}, 4, DType::bf16));
     Weight out_weight = Weight::dense(normal({hidden, heads * head_dim}, 5));
-    Weight up_weight = Weight::dense(normal({2 * hidden, hidden}, 6));
+    Weight gate_weight = Weight::dense(normal({hidden, hidden}, 8));
+    Weight up_weight = Weight::dense(normal({hidden, hidden}, 6));
     Weight down_weight = Weight::dense(normal({hidden, hidden}, 7));
     Tensor bias = normal({kv_heads * head_dim}, 8);
     Tensor norm = normal({hidden}, 9);
@@ -68,22 +72,48 @@ struct Decoder {
 
     Tensor operator()() const {
         Tensor x = embed(token_ids, table);
-        Tensor h = rms_norm(x, norm, 1e-6F);
         const Tensor angles = rope_angles(positions, lengths, frequencies);
         {
-            const Tensor qkv = linear(h, {q_weight, k_weight, v_weight}, {Tensor(), bias, Tensor()});
+            const Tensor normed = rms_norm(x, norm, 1e-6F);
+            const Tensor qkv = linear(normed, {q_weight, k_weight, v_weight}, {Tensor(), bias, Tensor()});
             const Tensor q = qkv.narrow(1, 0, heads * head_dim).unflatten(1, {heads, head_dim});
             const Tensor k = qkv.narrow(1, heads * head_dim, kv_heads * head_dim).unflatten(1, {kv_heads, head_dim});
             const Tensor v =
                 qkv.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim).unflatten(1, {kv_heads, head_dim});
             rope_append(q, k, v, angles, slots, keys, values);
-            h = linear(attention(q, keys, values, tables, starts, contexts, 0.35F), {out_weight});
+            const Tensor attended = attention(q, keys, values, tables, starts, contexts, 0.35F);
+            linear(attended, {out_weight}, {}, {.residual = x});
         }
-        h = add_rms_norm(x, h, norm, 1e-6F);
-        h = linear(gated_activation(linear(h, {up_weight}), Activation::silu), {down_weight});
-        h = add_rms_norm(x, h, norm, 1e-6F);
-        return linear(gather_rows(h, rows), {table});
+        {
+            const Tensor gated =
+                linear(x, {gate_weight, up_weight}, {}, {.norm = norm, .epsilon = 1e-6F, .activation = Activation::silu});
+            linear(gated, {down_weight}, {}, {.residual = x});
+        }
+        return linear(gather_rows(x, rows), {table}, {}, {.norm = norm, .epsilon = 1e-6F});
     }
+};
+
+/// What one thread hands to another, in order.
+template <class T>
+class Channel {
+  public:
+    void send(T value) {
+        const std::lock_guard lock(mutex_);
+        values_.push(std::move(value));
+        filled_.notify_one();
+    }
+    T receive() {
+        std::unique_lock lock(mutex_);
+        filled_.wait(lock, [&] { return !values_.empty(); });
+        T value = std::move(values_.front());
+        values_.pop();
+        return value;
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable filled_;
+    std::queue<T> values_;
 };
 
 class Recordings : public ::testing::Test {
@@ -244,6 +274,81 @@ TEST_F(Recordings, RunOnSeveralThreadsOneAfterTheOther) {
     }
     for (std::thread& thread : threads) thread.join();
     EXPECT_TRUE(same_bits(logits, decoder()));
+}
+
+/// As the service hands steps over: one thread writes inputs and describes, a second compiles and runs, a third reads.
+/// Two such engines share the backend; each alternates a recording that is kept with one that is described anew.
+TEST_F(Recordings, PassBetweenTheThreadsOfTwoEngines) {
+    constexpr std::size_t rounds = 60;
+    const std::vector<std::vector<std::int32_t>> texts{{3, 49, 0, 7, 7}, {1, 2, 3, 4, 5}, {49, 48, 47, 46, 45}};
+    std::vector<Tensor> expected;
+    for (const std::vector<std::int32_t>& text : texts) {
+        Decoder decoder;
+        decoder.token_ids = integers(text);
+        expected.push_back(decoder());
+    }
+    struct Step {
+        std::shared_ptr<Recording> recording;
+        Tensor logits;
+        std::size_t text = 0;
+    };
+    struct Engine {
+        Decoder decoder;
+        Channel<Step> described;
+        Channel<Step> computed;
+        Channel<bool> read;
+        std::size_t equal = 0;
+    };
+    const auto describe = [&](const Decoder& decoder, std::size_t text) {
+        const auto recording = std::make_shared<Recording>(backend_);
+        recording->open();
+        const Tensor logits = decoder();
+        recording->close();
+        return Step{recording, logits, text};
+    };
+    const auto write_inputs = [&](Engine& engine) {
+        Step kept = describe(engine.decoder, 0);
+        for (std::size_t round = 0; round < rounds; ++round) {
+            const std::size_t text = round % texts.size();
+            if (round % 2 == 0) {
+                if (round > 0) engine.read.receive();  // its inputs and outputs are free again
+                const Tensor& token_ids = engine.decoder.token_ids;
+                std::memcpy(token_ids.bytes_data(), texts[text].data(), token_ids.bytes());
+                kept.text = text;
+                engine.described.send(kept);
+            } else {
+                Decoder once = engine.decoder;  // the same weights and cache
+                once.token_ids = integers(texts[text]);
+                engine.described.send(describe(once, text));
+            }
+        }
+    };
+    const auto run = [&](Engine& engine) {
+        for (std::size_t round = 0; round < rounds; ++round) {
+            Step step = engine.described.receive();
+            step.recording->compile();
+            step.recording->run();
+            engine.computed.send(std::move(step));
+        }
+    };
+    const auto read_outputs = [&](Engine& engine) {
+        for (std::size_t round = 0; round < rounds; ++round) {
+            const Step step = engine.computed.receive();
+            engine.equal += same_bits(step.logits, expected[step.text]);
+            if (round % 2 == 0) engine.read.send(true);
+        }
+    };
+    Engine first;
+    Engine second;
+    std::vector<std::thread> threads;
+    for (Engine* engine : {&first, &second}) {
+        threads.emplace_back([&, engine] { write_inputs(*engine); });
+        threads.emplace_back([&, engine] { run(*engine); });
+        threads.emplace_back([&, engine] { read_outputs(*engine); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(first.equal, rounds);
+    EXPECT_EQ(second.equal, rounds);
 }
 
 TEST_F(Recordings, PrintOneLinePerOp) {
