@@ -28,7 +28,8 @@ std::uint64_t operations(const RopeAngles& op) {
     return 2 * elements(op.out);
 }
 std::uint64_t operations(const RopeAppend& op) {
-    return 3 * extent(op.angles, 0) * extent(op.angles, 1) * (extent(op.q, 1) + extent(op.k, 1));
+    const std::uint64_t normed = op.q_norm.defined() ? 4 * (elements(op.q) + elements(op.k)) : 0;
+    return 3 * extent(op.angles, 0) * extent(op.angles, 1) * (extent(op.q, 1) + extent(op.k, 1)) + normed;
 }
 std::uint64_t operations(const GatedActivation& op) {
     return 5 * elements(op.out);
@@ -64,9 +65,16 @@ Cost cost(const Linear& op) {
     return {bytes_of_all(op), 2 * elements(op.out) * extent(op.x, 1)};
 }
 
+/// Of the keys, or of the values, of all heads at one position.
+std::uint64_t bytes_per_position(const Tensor& cache, const Tensor& scales) {
+    const std::uint64_t head = extent(cache, 3) * size_of(cache.dtype());
+    return extent(cache, 1) * (head + (scales.defined() ? size_of(scales.dtype()) : 0));
+}
+
 Cost cost(const RopeAppend& op) {  // the caches: only the new rows
-    const std::uint64_t rows = elements(op.k) * size_of(op.key_cache.dtype());
-    const std::uint64_t read = op.k.bytes() + op.v.bytes() + op.angles.bytes() + op.slots.bytes();
+    const std::uint64_t rows = extent(op.k, 0) * bytes_per_position(op.key_cache, op.key_scales);
+    const std::uint64_t norms = op.q_norm.defined() ? op.q_norm.bytes() + op.k_norm.bytes() : 0;
+    const std::uint64_t read = op.k.bytes() + op.v.bytes() + op.angles.bytes() + op.slots.bytes() + norms;
     return {2 * op.q.bytes() + read + 2 * rows, operations(op)};
 }
 
@@ -103,7 +111,7 @@ Visible visible(const Attention& op) {
 Cost cost(const Attention& op) {
     const Visible seen = visible(op);
     const std::uint64_t head = extent(op.q, 2);
-    const std::uint64_t key = extent(op.key_cache, 1) * head * size_of(op.key_cache.dtype());
+    const std::uint64_t key = bytes_per_position(op.key_cache, op.key_scales);
     const std::uint64_t tables = op.query_starts.bytes() + op.context_lengths.bytes();
     return {op.out.bytes() + op.q.bytes() + tables + 2 * seen.keys * key, 4 * seen.pairs * extent(op.q, 1) * head};
 }

@@ -62,10 +62,18 @@ void visit_operands(Operation& op, Visitor&& visit) {
     visit("q", op.q, Access::update);
     visit("key_cache", op.key_cache, Access::update);
     visit("value_cache", op.value_cache, Access::update);
+    if (op.key_scales.defined()) {
+        visit("key_scales", op.key_scales, Access::update);
+        visit("value_scales", op.value_scales, Access::update);
+    }
     visit("k", op.k, Access::read);
     visit("v", op.v, Access::read);
     visit("angles", op.angles, Access::read);
     visit("slots", op.slots, Access::read);
+    if (op.q_norm.defined()) {
+        visit("q_norm", op.q_norm, Access::read);
+        visit("k_norm", op.k_norm, Access::read);
+    }
 }
 
 template <OpOf<Attention> Operation, class Visitor>
@@ -74,6 +82,10 @@ void visit_operands(Operation& op, Visitor&& visit) {
     visit("q", op.q, Access::read);
     visit("key_cache", op.key_cache, Access::read);
     visit("value_cache", op.value_cache, Access::read);
+    if (op.key_scales.defined()) {
+        visit("key_scales", op.key_scales, Access::read);
+        visit("value_scales", op.value_scales, Access::read);
+    }
     visit("block_tables", op.block_tables, Access::read);
     visit("query_starts", op.query_starts, Access::read);
     visit("context_lengths", op.context_lengths, Access::read);

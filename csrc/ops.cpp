@@ -116,6 +116,12 @@ void run_now(const Op& op) {
     current_backend(device).launch(op);
 }
 
+/// What the open recording asks for.
+Numerics current_numerics() {
+    const Recording* recording = Recording::current();
+    return recording != nullptr ? recording->numerics() : Numerics::fast;
+}
+
 void dispatch(Op op) {
     if (Recording* recording = Recording::current()) {
         recording->append(std::move(op));
@@ -222,13 +228,15 @@ Tensor rope_angles(const Tensor& positions, const Tensor& lengths, const Tensor&
 
 namespace {
 
-/// key_cache and value_cache: alike, and [blocks, kv_heads, block_size, head_dim].
-void check_caches(const FrontDoor& door, const Tensor& key_cache, const Tensor& value_cache, std::int64_t head_dim) {
+/// key_cache and value_cache: alike, and [blocks, kv_heads, block_size, head_dim]; scales where they are i8.
+void check_caches(const FrontDoor& door, const Tensor& key_cache, const Tensor& value_cache, const CacheScales& scales,
+                  std::int64_t head_dim) {
     constexpr std::string_view shape = "[blocks, kv_heads, block_size, head_dim]";
     door.defined("key_cache", key_cache);
     door.defined("value_cache", value_cache);
-    door.expect(is_float(key_cache.dtype()) && key_cache.rank() == 4, "key_cache must be f32, f16 or bf16 ", shape,
-                ", not ", key_cache);
+    const bool packed = key_cache.dtype() == DType::i8;
+    door.expect((is_float(key_cache.dtype()) || packed) && key_cache.rank() == 4,
+                "key_cache must be f32, f16, bf16 or i8 ", shape, ", not ", key_cache);
     door.expect(value_cache.dtype() == key_cache.dtype() && value_cache.shape() == key_cache.shape(), "value_cache ",
                 value_cache, " differs from key_cache ", key_cache);
     door.expect(key_cache.contiguous(), "key_cache is not contiguous");
@@ -236,12 +244,22 @@ void check_caches(const FrontDoor& door, const Tensor& key_cache, const Tensor& 
     door.expect(key_cache.size(2) > 0 && key_cache.size(1) > 0, "key_cache ", key_cache.shape(), " has no room");
     door.expect(key_cache.size(3) == head_dim, "key_cache ", key_cache.shape(), " has heads of ", key_cache.size(3),
                 " elements, q has heads of ", head_dim);
+    for (const auto& [name, tensor] : {std::pair("key_scales", &scales.keys), {"value_scales", &scales.values}}) {
+        door.expect(tensor->defined() == packed, name, packed ? " must come with an i8 cache" : " are of an i8 cache");
+        if (!packed) continue;
+        door.shaped(name, *tensor, DType::f32, 3, "[blocks, kv_heads, block_size]");
+        door.expect(tensor->size(0) == key_cache.size(0) && tensor->size(1) == key_cache.size(1) &&
+                        tensor->size(2) == key_cache.size(2),
+                    name, " ", tensor->shape(), " do not fit key_cache ", key_cache.shape());
+        door.expect(tensor->contiguous(), name, " are not contiguous");
+    }
 }
 
 }  // namespace
 
 void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& angles, const Tensor& slots,
-                 const Tensor& key_cache, const Tensor& value_cache) {
+                 const Tensor& key_cache, const Tensor& value_cache, const CacheScales& scales,
+                 const HeadNorms& norms) {
     const FrontDoor door(RopeAppend::name);
     door.activations("q", q, 3, "[tokens, heads, head_dim]");
     door.activations("k", k, 3, "[tokens, kv_heads, head_dim]");
@@ -255,27 +273,39 @@ void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
     door.expect(angles.size(1) % 2 == 0 && angles.size(1) <= q.size(2), "angles ", angles.shape(),
                 " must be [tokens, 2 * half] with 2 * half at most ", q.size(2), ", the size of a head");
     door.same_size("slots", slots, 0, "q", q, 0);
-    check_caches(door, key_cache, value_cache, q.size(2));
+    check_caches(door, key_cache, value_cache, scales, q.size(2));
     door.same_size("key_cache", key_cache, 1, "k", k, 1);
-    door.destination("q", q);
-    door.destination("key_cache", key_cache);
-    door.destination("value_cache", value_cache);
-    door.apart("q", q, "k", k);
-    door.apart("q", q, "v", v);
-    door.apart("q", q, "angles", angles);
-    door.apart("key_cache", key_cache, "value_cache", value_cache);
-    for (const auto& [name, tensor] : {std::pair("q", &q), {"k", &k}, {"v", &v}, {"angles", &angles}}) {
-        door.apart("key_cache", key_cache, name, *tensor);
-        door.apart("value_cache", value_cache, name, *tensor);
+    door.expect(norms.q.defined() == norms.k.defined(), "q_norm and k_norm must come together");
+    if (norms.q.defined()) {
+        door.vector("q_norm", norms.q, q.size(2));
+        door.vector("k_norm", norms.k, q.size(2));
+        door.finite("epsilon", norms.epsilon);
     }
-    dispatch(RopeAppend{q, k, v, angles, slots, key_cache, value_cache});
+    using Named = std::pair<std::string_view, const Tensor*>;
+    std::vector<Named> written{{"q", &q}, {"key_cache", &key_cache}, {"value_cache", &value_cache}};
+    if (scales.keys.defined()) {
+        written.insert(written.end(), {{"key_scales", &scales.keys}, {"value_scales", &scales.values}});
+    }
+    std::vector<Named> read{{"k", &k}, {"v", &v}, {"angles", &angles}};
+    if (norms.q.defined()) read.insert(read.end(), {{"q_norm", &norms.q}, {"k_norm", &norms.k}});
+    for (std::size_t i = 0; i < written.size(); ++i) {
+        const auto& [name, tensor] = written[i];
+        door.destination(name, *tensor);
+        for (const auto& [other, operand] : read) door.apart(name, *tensor, other, *operand);
+        for (std::size_t j = i + 1; j < written.size(); ++j) {
+            door.apart(name, *tensor, written[j].first, *written[j].second);
+        }
+    }
+    dispatch(RopeAppend{q, k, v, angles, slots, key_cache, value_cache, scales.keys, scales.values, norms.q, norms.k,
+                        norms.epsilon});
 }
 
 Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_cache, const Tensor& block_tables,
-                 const Tensor& query_starts, const Tensor& context_lengths, float scale, std::int32_t window) {
+                 const Tensor& query_starts, const Tensor& context_lengths, float scale, std::int32_t window,
+                 const CacheScales& scales) {
     const FrontDoor door(Attention::name);
     door.activations("q", q, 3, "[tokens, heads, head_dim]");
-    check_caches(door, key_cache, value_cache, q.size(2));
+    check_caches(door, key_cache, value_cache, scales, q.size(2));
     door.expect(q.size(1) > 0 && q.size(1) % key_cache.size(1) == 0, q.size(1), " heads do not divide among ",
                 key_cache.size(1), " key-value heads");
     door.indices("block_tables", block_tables, 2, "[sequences, max_blocks]");
@@ -287,7 +317,8 @@ Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_c
     door.finite("scale", scale);
     door.expect(window >= 0, "window must not be negative, it is ", window);
     Tensor out = allocate(q, DType::f32, {q.size(0), q.size(1) * q.size(2)});
-    dispatch(Attention{out, q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale, window});
+    dispatch(Attention{out, q, key_cache, value_cache, scales.keys, scales.values, block_tables, query_starts,
+                       context_lengths, scale, window, current_numerics()});
     return out;
 }
 

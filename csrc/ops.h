@@ -86,7 +86,10 @@ struct RopeAngles {
 };
 
 /// Rotates queries in place and writes rotated keys, and values, to their slots of the KV cache (arXiv 2104.09864, the
-/// half-split form of Hugging Face checkpoints). The first 2·half elements of a head turn, the rest stay.
+/// half-split form of Hugging Face checkpoints). The first 2·half elements of a head turn, the rest stay. With norms,
+/// each query's and key's head is rms_norm'ed before it turns.
+///
+/// An i8 cache holds each head's row x as round(x / scale), to even, with scale = max |x| / 127 beside it.
 struct RopeAppend {
     static constexpr std::string_view name = "rope_append";
     Tensor q;            // f32 [tokens, heads, head_dim], updated in place, head_dim contiguous
@@ -94,26 +97,36 @@ struct RopeAppend {
     Tensor v;            // f32 [tokens, kv_heads, head_dim], head_dim contiguous
     Tensor angles;       // f32 [tokens, 2 · half], 2 · half ≤ head_dim
     Tensor slots;        // i32 [tokens]: block · block_size + offset; negative: not stored
-    Tensor key_cache;    // float [blocks, kv_heads, block_size, head_dim], contiguous
+    Tensor key_cache;    // float or i8 [blocks, kv_heads, block_size, head_dim], contiguous
     Tensor value_cache;  // as key_cache
+    Tensor key_scales;   // of an i8 cache: f32 [blocks, kv_heads, block_size], contiguous; else undefined
+    Tensor value_scales;
+    Tensor q_norm;  // float [head_dim], or undefined, as k_norm is then
+    Tensor k_norm;
+    float epsilon;  // of the norms
 };
 
 /// Causal grouped-query attention of a ragged batch of queries over the paged KV cache.
 /// query_starts rise from 0 to the number of tokens; block tables must be valid only where keys are read.
 /// Query j of sequence s (row query_starts[s] + j of n queries) sits at position context_lengths[s] - n + j and sees
-/// the keys at positions ≤ its own and, with a window, > its own - window. The order of summation depends on the
-/// position only: a row's result is bitwise the same alone, in a batch, chunked, and for any number of threads.
+/// the keys at positions ≤ its own and, with a window, > its own - window. A row's bits never depend on the other
+/// sequences or on the number of threads. With `batch_invariant` they do not depend on the other queries of its own
+/// sequence either; `fast` computes longer chunks another way than a few queries, with bf16 and i8 caches in products
+/// of bf16 pairs where the machine has them.
 struct Attention {
     static constexpr std::string_view name = "attention";
     Tensor out;              // f32 [tokens, heads · head_dim]
     Tensor q;                // f32 [tokens, heads, head_dim], head_dim contiguous
-    Tensor key_cache;        // float [blocks, kv_heads, block_size, head_dim], contiguous
+    Tensor key_cache;        // float or i8 [blocks, kv_heads, block_size, head_dim], contiguous
     Tensor value_cache;      // as key_cache
+    Tensor key_scales;       // of an i8 cache (see RopeAppend), else undefined
+    Tensor value_scales;     // as key_scales
     Tensor block_tables;     // i32 [sequences, max_blocks]
     Tensor query_starts;     // i32 [sequences + 1]
     Tensor context_lengths;  // i32 [sequences], this step's tokens included
     float scale;
     std::int32_t window;  // keys a query sees, itself included; 0: all
+    Numerics numerics;
 };
 
 /// out = activation(x[:, :n]) · x[:, n:].
@@ -171,11 +184,23 @@ struct RopeScaling {
 };
 FERMI_API Tensor rope_angles(const Tensor& positions, const Tensor& lengths, const Tensor& frequencies,
                              const RopeScaling& scaling = {});
+/// Scales of an i8 cache: f32 [blocks, kv_heads, block_size]; undefined for a float cache.
+struct CacheScales {
+    Tensor keys{};
+    Tensor values{};
+};
+/// Norms of each query's and key's head, float [head_dim]; undefined where there are none.
+struct HeadNorms {
+    Tensor q{};
+    Tensor k{};
+    float epsilon = 0.0F;
+};
 FERMI_API void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& angles, const Tensor& slots,
-                           const Tensor& key_cache, const Tensor& value_cache);
+                           const Tensor& key_cache, const Tensor& value_cache, const CacheScales& scales = {},
+                           const HeadNorms& norms = {});
 FERMI_API Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_cache,
                            const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
-                           float scale, std::int32_t window = 0);
+                           float scale, std::int32_t window = 0, const CacheScales& scales = {});
 FERMI_API Tensor gated_activation(const Tensor& x, Activation activation);
 FERMI_API Tensor gather_rows(const Tensor& x, const Tensor& rows);
 FERMI_API void copy(const Tensor& destination, const Tensor& source);

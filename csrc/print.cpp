@@ -50,9 +50,13 @@ void print_scalars(std::ostream& stream, const RopeAngles& op) {
     if (op.rule == RopeRule::dynamic_ntk) stream << ", base " << op.base << ", factor " << op.factor;
     if (op.rule != RopeRule::fixed) stream << ", original_length " << op.original_length;
 }
+void print_scalars(std::ostream& stream, const RopeAppend& op) {
+    if (op.q_norm.defined()) stream << ", epsilon " << op.epsilon;
+}
 void print_scalars(std::ostream& stream, const Attention& op) {
     stream << ", scale " << op.scale;
     if (op.window > 0) stream << ", window " << op.window;
+    if (op.numerics == Numerics::batch_invariant) stream << ", batch_invariant";
 }
 void print_scalars(std::ostream& stream, const GatedActivation& op) {
     stream << ", " << name_of(op.activation);

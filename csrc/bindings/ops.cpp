@@ -13,6 +13,7 @@ namespace fermi::python {
 namespace {
 
 using Weights = std::variant<Weight, std::vector<Weight>>;
+using MaybeTensor = std::optional<Tensor>;
 using Biases = std::variant<std::monostate, Tensor, std::vector<std::optional<Tensor>>>;
 
 Activation parse_activation(std::string_view name) {
@@ -57,10 +58,29 @@ void bind_ops(py::module_& module) {
         },
         arg("positions"), arg("lengths"), arg("frequencies"), py::kw_only(), arg("rule") = "fixed",
         arg("attention_factor") = 1.0F, arg("base") = 0.0F, arg("factor") = 1.0F, arg("original_length") = 0);
-    module.def("rope_append", &rope_append, arg("q"), arg("k"), arg("v"), arg("angles"), arg("slots"), arg("key_cache"),
-               arg("value_cache"));
-    module.def("attention", &attention, arg("q"), arg("key_cache"), arg("value_cache"), arg("block_tables"),
-               arg("query_starts"), arg("context_lengths"), py::kw_only(), arg("scale"), arg("window") = 0);
+    module.def(
+        "rope_append",
+        [](const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& angles, const Tensor& slots,
+           const Tensor& key_cache, const Tensor& value_cache, const MaybeTensor& key_scales,
+           const MaybeTensor& value_scales, const MaybeTensor& q_norm, const MaybeTensor& k_norm, float epsilon) {
+            rope_append(q, k, v, angles, slots, key_cache, value_cache,
+                        {key_scales.value_or(Tensor()), value_scales.value_or(Tensor())},
+                        {q_norm.value_or(Tensor()), k_norm.value_or(Tensor()), epsilon});
+        },
+        arg("q"), arg("k"), arg("v"), arg("angles"), arg("slots"), arg("key_cache"), arg("value_cache"), py::kw_only(),
+        arg("key_scales") = py::none(), arg("value_scales") = py::none(), arg("q_norm") = py::none(),
+        arg("k_norm") = py::none(), arg("epsilon") = 0.0F);
+    module.def(
+        "attention",
+        [](const Tensor& q, const Tensor& key_cache, const Tensor& value_cache, const Tensor& block_tables,
+           const Tensor& query_starts, const Tensor& context_lengths, float scale, std::int32_t window,
+           const MaybeTensor& key_scales, const MaybeTensor& value_scales) {
+            return attention(q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale, window,
+                             {key_scales.value_or(Tensor()), value_scales.value_or(Tensor())});
+        },
+        arg("q"), arg("key_cache"), arg("value_cache"), arg("block_tables"), arg("query_starts"),
+        arg("context_lengths"), py::kw_only(), arg("scale"), arg("window") = 0, arg("key_scales") = py::none(),
+        arg("value_scales") = py::none());
     module.def(
         "gated_activation",
         [](const Tensor& x, const std::string& activation) {

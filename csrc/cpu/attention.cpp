@@ -6,44 +6,38 @@
 //   block  64 positions: one matrix of scores, one step of the online softmax
 //   span  512 positions: sums of its own, joined afterwards in order of position
 //
-// Both are aligned to absolute positions, keys a row does not see add exact zeros, and every dot product has its own
-// accumulator: so a row's bits depend on its query and its keys only. Spans exist to be computed by several lanes: when
-// there are few rows, each span's sums go to shared scratch memory and are joined by a second pass. Otherwise a lane
-// joins them as it goes, by the same arithmetic.
-#include "cpu/attention_block.h"
+// Both are aligned to absolute positions. A sequence with few queries is computed row by row (attention_rows.h), one
+// with many against panels (attention_panels.h), unless the op is to be batch-invariant. Spans exist to be computed by
+// several lanes: when there are few tiles, each span's sums go to shared scratch memory, and the lane that is the last
+// to be done with a tile joins them. Otherwise a lane joins them as it goes, by the same arithmetic: bits do not depend
+// on who does what.
+#include <type_traits>
+
 #include "cpu/attention_layout.h"
+#include "cpu/attention_panels.h"
+#include "cpu/attention_rows.h"
 #include "cpu/kernels.h"
 
 namespace fermi::cpu::FERMI_ISA {
 
 namespace {
 
-/// Copies the tile's queries to the workspace, scaled.
-template <class X>
-void load_queries(const Attention& op, const Tile& tile, const Plan& plan, X* queries) {
+/// Copies the tile's queries to the workspace: scaled, in the order of Two, or rounded to X.
+template <class X, class Order>
+void load_queries(const Attention& op, const Tile& tile, const Plan& plan, X* queries, Order order) {
     const Vec scale = broadcast(op.scale);
     for (int r = 0; r < tile.count(); ++r) {
         const float* q = op.q.data<float>() + tile.token(r) * op.q.stride(0) + tile.head(r) * op.q.stride(1);
         X* row = queries + r * plan.dim;
-        std::int64_t d = 0;
-        for (; d + Vec::width <= plan.head_dim; d += Vec::width) store(row + d, load(q + d) * scale);
-        if (d < plan.head_dim) {
-            store(row + d, load_partial(q + d, static_cast<int>(plan.head_dim - d)) * scale);
-            d += Vec::width;
+        for (std::int64_t d = 0; d < plan.dim; d += 2 * Vec::width) {
+            const std::int64_t rest = plan.head_dim - d;
+            Two two = rest >= 2 * Vec::width ? Two{load(q + d), load(q + d + Vec::width)}
+                                             : load_two_partial(q + d, static_cast<int>(rest));
+            if constexpr (!std::is_same_v<Order, std::nullptr_t>) to_two(two.a, two.b, order);
+            store(row + d, two.a * scale);
+            store(row + d + Vec::width, two.b * scale);
         }
-        for (; d < plan.dim; d += Vec::width) store(row + d, zero());
     }
-}
-
-/// The sums over one span, in work.span.
-template <class Dot, class T>
-void attend_span(const Attention& op, const Tile& tile, const Plan& plan, std::int64_t span,
-                 const Workspace<typename Dot::X>& work) {
-    work.span.clear(plan.dim);
-    const Range keys = tile.keys();
-    const std::int64_t end = std::min(keys.end, (span + 1) * span_keys);
-    std::int64_t start = std::max(span * span_keys, keys.begin / block_keys * block_keys);
-    for (; start < end; start += block_keys) attend_block<Dot, T>(op, tile, plan, start, work);
 }
 
 /// One row's sums over more keys: sums := sums + addend.
@@ -77,120 +71,163 @@ Range spans_of(Range keys) {
     return {keys.begin / span_keys, std::max(keys.begin / span_keys, (keys.end + span_keys - 1) / span_keys)};
 }
 
-template <class Dot, class T>
-void attend_all(const Attention& op, const Tile& tile, const Plan& plan, const Workspace<typename Dot::X>& work) {
-    load_queries(op, tile, plan, work.queries);
-    work.whole.clear(plan.dim);
-    const Range spans = spans_of(tile.keys());
-    for (std::int64_t span = spans.begin; span < spans.end; ++span) {
-        attend_span<Dot, T>(op, tile, plan, span, work);
-        for (int r = 0; r < tile.count(); ++r) {
-            join(work.whole.maximum[r], work.whole.total[r], work.whole.values + r * plan.dim, work.span.maximum[r],
-                 work.span.total[r], work.span.values + r * plan.dim, plan.dim);
-        }
-    }
-    for (int r = 0; r < tile.count(); ++r) {
-        finish(out_row(op, plan, tile.token(r), tile.head(r)), work.whole.total[r], work.whole.values + r * plan.dim,
-               plan.head_dim);
-    }
-}
+/// One lane at work on one op. T: what the caches hold.
+template <class T>
+class Worker {
+  public:
+    Worker(const Attention& op, const Lane& lane)
+        : op_(op),
+          lane_(lane),
+          plan_(op, lane.count),
+          cache_(op),
+          work_(lane.own, plan_.dim),
+          shared_{reinterpret_cast<float*>(lane.shared), plan_} {}
 
-template <class Dot, class T>
-void attend_one(const Attention& op, const Tile& tile, const Plan& plan, std::int64_t span,
-                const Workspace<typename Dot::X>& work, const SharedSums& shared) {
-    load_queries(op, tile, plan, work.queries);
-    attend_span<Dot, T>(op, tile, plan, span, work);
-    for (int r = 0; r < tile.count(); ++r) {
-        float* sums = shared.at(tile.token(r), tile.head(r), span);
-        std::copy_n(work.span.values + r * plan.dim, plan.dim, sums);
-        sums[plan.dim] = work.span.maximum[r];
-        sums[plan.dim + 1] = work.span.total[r];
-    }
-}
-
-/// Joins the spans of this lane's share of the rows.
-void join_spans(const Attention& op, const Plan& plan, const Lane& lane, const Sums& whole, const SharedSums& shared) {
-    const Range heads = lane.share(plan.tokens * plan.heads);
-    for (std::int64_t s = 0; s < plan.sequences; ++s) {
-        const Sequence sequence(op, s);
-        const std::int64_t begin = std::max(heads.begin, sequence.first_token * plan.heads);
-        const std::int64_t end = std::min(heads.end, (sequence.first_token + sequence.queries) * plan.heads);
-        for (std::int64_t item = begin; item < end; ++item) {
-            const std::int64_t token = item / plan.heads, head = item % plan.heads;
-            whole.clear(plan.dim);
-            const Range spans = spans_of(sequence.visible(token - sequence.first_token, op.window));
-            for (std::int64_t span = spans.begin; span < spans.end; ++span) {
-                const float* sums = shared.at(token, head, span);
-                join(whole.maximum[0], whole.total[0], whole.values, sums[plan.dim], sums[plan.dim + 1], sums,
-                     plan.dim);
+    /// Computes items as long as there are any.
+    void run() const {
+        std::int64_t first = 0;       // the sequence's first item
+        std::int64_t first_tile = 0;  // and its first tile
+        std::int64_t ticket = lane_.take();
+        for (std::int64_t s = 0; s < plan_.sequences; ++s) {
+            const Sequence sequence(op_, s);
+            if (sequence.queries <= 0) continue;
+            const std::int64_t rows = sequence.queries * plan_.group;
+            const std::int64_t size = sequence.by_rows(op_) ? row_tile : panel_tile;
+            const std::int64_t tiles = (rows + size - 1) / size;
+            const Range spans =
+                plan_.split ? spans_of({sequence.visible(0, op_.window).begin, sequence.context}) : Range{0, 1};
+            const std::int64_t per_tile = spans.end - spans.begin;
+            const std::int64_t items = plan_.kv_heads * tiles * per_tile;
+            for (; ticket < first + items; ticket = lane_.take()) {
+                const std::int64_t item = ticket - first;
+                // The last tile first: it sees the most keys, and lanes should end together.
+                const std::int64_t index = tiles - 1 - item / per_tile % tiles;
+                const Range range{index * size, std::min(rows, (index + 1) * size)};
+                const Tile tile{sequence, item / per_tile / tiles, range, plan_.group, op_.window};
+                if (!plan_.split) {
+                    attend_all(tile);
+                    continue;
+                }
+                attend_one(tile, spans.begin + item % per_tile);
+                auto& done = lane_.counters[first_tile + item / per_tile];
+                if (done.fetch_add(1, std::memory_order_acq_rel) == per_tile - 1) {
+                    done.store(0, std::memory_order_relaxed);  // as the next op expects it
+                    join_spans(tile);
+                }
             }
-            finish(out_row(op, plan, token, head), whole.total[0], whole.values, plan.head_dim);
+            first += items;
+            first_tile += plan_.kv_heads * tiles;
         }
     }
-}
 
-/// Calls attend(tile, span) for the items this lane gets; `span` means nothing unless spans are separate items.
-template <class Attend>
-void for_items(const Attention& op, const Plan& plan, const Lane& lane, const Attend& attend) {
-    std::int64_t first = 0;  // the sequence's first item
-    std::int64_t ticket = lane.take();
-    for (std::int64_t s = 0; s < plan.sequences; ++s) {
-        const Sequence sequence(op, s);
-        if (sequence.queries <= 0) continue;
-        const std::int64_t rows = sequence.queries * plan.group;
-        const std::int64_t tiles = (rows + tile_queries - 1) / tile_queries;
-        const Range spans =
-            plan.split ? spans_of({sequence.visible(0, op.window).begin, sequence.context}) : Range{0, 1};
-        const std::int64_t per_tile = spans.end - spans.begin;
-        const std::int64_t items = plan.kv_heads * tiles * per_tile;
-        for (; ticket < first + items; ticket = lane.take()) {
-            const std::int64_t item = ticket - first;
-            // The last tile first: it sees the most keys, and lanes should end together.
-            const std::int64_t tile = tiles - 1 - item / per_tile % tiles;
-            const Range range{tile * tile_queries, std::min(rows, (tile + 1) * tile_queries)};
-            attend(Tile{sequence, item / per_tile / tiles, range, plan.group, op.window},
-                   spans.begin + item % per_tile);
+  private:
+    /// Calls attend(range, panel) with the queries loaded as the sequence's way of computing wants them; attend then
+    /// adds positions to work_.span.
+    template <class Attend>
+    void with_queries(const Tile& tile, const Attend& attend) const {
+        if (tile.sequence.by_rows(op_)) {
+            load_queries(op_, tile, plan_, work_.queries, T{});
+            attend([&](Range range) { attend_by_rows(tile, plan_, cache_, range, work_); });
+            return;
         }
-        first += items;
+        const auto by_panels = [&]<class Panel>(Panel) {
+            auto* queries = reinterpret_cast<typename Panel::X*>(work_.queries);
+            load_queries(op_, tile, plan_, queries, nullptr);
+            const std::int64_t rows = tile.count();  // as many zeros as fill the last registers
+            std::fill_n(queries + rows * plan_.dim, (round_up(rows, panel_rows) - rows) * plan_.dim,
+                        typename Panel::X{});
+            attend([&](Range range) { attend_by_panels<Panel>(tile, plan_, cache_, range, work_); });
+        };
+#if defined(FERMI_ISA_AVX512)
+        if constexpr (std::is_same_v<T, bf16> || std::is_integral_v<T>) {
+            static const bool usable = bf16_dot_usable();
+            if (usable) return by_panels(PairPanel{});
+        }
+#endif
+        by_panels(FloatPanel{});
     }
-}
 
-/// Calls visitor(Dot{}, T{}): how the op multiplies, and what its cache holds.
-template <class Visitor>
-void with_dot(const Attention& op, Visitor&& visitor) {
-    if constexpr (has_bf16_dot) {
-        static const bool usable = bf16_dot_usable();
-        if (usable && op.key_cache.dtype() == DType::bf16) return visitor(BFloat16Dot{}, bf16{});
+    /// The positions of a span that the tile sees, from the start of a block on.
+    static Range part_of(const Tile& tile, std::int64_t span) {
+        const Range keys = tile.keys();
+        const std::int64_t begin = std::max(span * span_keys, keys.begin / block_keys * block_keys);
+        return {begin, std::min(keys.end, (span + 1) * span_keys)};
     }
-    with_float(op.key_cache.dtype(), [&]<class T>(T) { visitor(FloatDot<T>{}, T{}); });
-}
+
+    void attend_all(const Tile& tile) const {
+        with_queries(tile, [&](const auto& attend) {
+            const Sums &whole = work_.whole, &span = work_.span;
+            const std::int64_t padded = round_up(tile.count(), panel_rows), dim = plan_.dim;
+            whole.clear(padded, dim);
+            const Range spans = spans_of(tile.keys());
+            for (std::int64_t s = spans.begin; s < spans.end; ++s) {
+                span.clear(padded, dim);
+                attend(part_of(tile, s));
+                for (int r = 0; r < tile.count(); ++r) {
+                    join(whole.maximum[r], whole.total[r], whole.values + r * dim, span.maximum[r], span.total[r],
+                         span.values + r * dim, dim);
+                }
+            }
+            for (int r = 0; r < tile.count(); ++r) {
+                finish(out_row(op_, plan_, tile.token(r), tile.head(r)), whole.total[r], whole.values + r * dim,
+                       plan_.head_dim);
+            }
+        });
+    }
+
+    void attend_one(const Tile& tile, std::int64_t span) const {
+        const Range range = part_of(tile, span);
+        if (range.begin >= range.end) return;  // no row sees it, so nobody asks for it
+        with_queries(tile, [&](const auto& attend) {
+            work_.span.clear(round_up(tile.count(), panel_rows), plan_.dim);
+            attend(range);
+        });
+        for (int r = 0; r < tile.count(); ++r) {
+            float* sums = shared_.at(tile.token(r), tile.head(r), span);
+            std::copy_n(work_.span.values + r * plan_.dim, plan_.dim, sums);
+            sums[plan_.dim] = work_.span.maximum[r];
+            sums[plan_.dim + 1] = work_.span.total[r];
+        }
+    }
+
+    void join_spans(const Tile& tile) const {
+        const Sums& whole = work_.whole;
+        const std::int64_t dim = plan_.dim;
+        for (int r = 0; r < tile.count(); ++r) {
+            const std::int64_t token = tile.token(r), head = tile.head(r);
+            whole.clear(1, dim);
+            const Range spans = spans_of(tile.visible(r));
+            for (std::int64_t span = spans.begin; span < spans.end; ++span) {
+                const float* sums = shared_.at(token, head, span);
+                join(whole.maximum[0], whole.total[0], whole.values, sums[dim], sums[dim + 1], sums, dim);
+            }
+            finish(out_row(op_, plan_, token, head), whole.total[0], whole.values, plan_.head_dim);
+        }
+    }
+
+    const Attention& op_;
+    const Lane& lane_;
+    const Plan plan_;
+    const Cache<T> cache_;
+    const Workspace work_;
+    const SharedSums shared_;
+};
 
 }  // namespace
 
 Scratch scratch_of(const Attention& op, int lanes) {
-    Scratch scratch;
-    with_dot(op, [&]<class Dot, class T>(Dot, T) {
-        const Plan plan(op, lanes, Dot::step);
-        scratch = {.shared = plan.split ? SharedSums::bytes(plan) : 0,
-                   .own = Workspace<typename Dot::X>::bytes(plan.dim)};
-    });
-    return scratch;
+    const Plan plan(op, lanes);
+    return {.shared = plan.split ? SharedSums::bytes(plan) : 0,
+            .own = Workspace::bytes(plan.dim),
+            .counters = plan.split ? static_cast<std::size_t>(plan.most_tiles) : 0};
 }
 
 void run(const Attention& op, const Lane& lane) {
-    with_dot(op, [&]<class Dot, class T>(Dot, T) {
-        const Plan plan(op, lane.count, Dot::step);
-        const Workspace<typename Dot::X> work(lane.own, plan.dim);
-        const SharedSums shared{reinterpret_cast<float*>(lane.shared), plan};
-        for_items(op, plan, lane, [&](const Tile& tile, std::int64_t span) {
-            plan.split ? attend_one<Dot, T>(op, tile, plan, span, work, shared)
-                       : attend_all<Dot, T>(op, tile, plan, work);
-        });
-        if (plan.split) {
-            lane.wait();
-            join_spans(op, plan, lane, work.whole, shared);
-        }
-    });
+    if (op.key_cache.dtype() == DType::i8) {
+        Worker<std::int8_t>(op, lane).run();
+    } else {
+        with_float(op.key_cache.dtype(), [&]<class T>(T) { Worker<T>(op, lane).run(); });
+    }
 }
 
 }  // namespace fermi::cpu::FERMI_ISA

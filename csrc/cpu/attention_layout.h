@@ -1,8 +1,10 @@
 // How attention cuts its work: rows, tiles, blocks and spans, and the scratch memory of each.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <limits>
+#include <utility>
 
 #include "cpu/lane.h"
 #include "cpu/simd.h"
@@ -12,72 +14,90 @@ namespace fermi::cpu::FERMI_ISA {
 
 inline constexpr int block_keys = 64;
 inline constexpr int span_keys = 512;
-inline constexpr int tile_queries = 16;  // rows of a tile
+inline constexpr int few_queries = 4;                      // of a sequence that is computed row by row
+inline constexpr int row_tile = 16;                        // rows of a tile that is computed row by row
+inline constexpr int panel_tile = 96;                      // rows of a tile that meets panels
+inline constexpr int panel_rows = tile_rows >= 3 ? 6 : 2;  // of them, those that are in registers at a time
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 /// Spans are handed out one by one only while their sums fit here.
 inline constexpr std::int64_t most_split_bytes = std::int64_t{64} << 20;
 
-static_assert(block_keys % Vec::width == 0 && tile_queries % Vec::width == 0 && span_keys % block_keys == 0);
+static_assert(block_keys % Vec::width == 0 && span_keys % block_keys == 0 && panel_tile % panel_rows == 0);
 
 /// What follows from the shapes alone.
 struct Plan {
-    std::int64_t tokens, heads, kv_heads, head_dim, sequences;
+    std::int64_t tokens, heads, kv_heads, head_dim, block_size, sequences;
     std::int64_t group;       // heads that share a KV head
-    std::int64_t dim;         // head_dim padded to whole steps of the products
+    std::int64_t dim;         // head_dim padded to pairs of vectors
     std::int64_t most_spans;  // of a full block table
+    std::int64_t most_tiles;  // of any division of the tokens among the sequences
     bool split;               // spans are separate items
 
-    Plan(const Attention& op, int lanes, int step)
+    Plan(const Attention& op, int lanes)
         : tokens(op.q.size(0)),
           heads(op.q.size(1)),
           kv_heads(op.key_cache.size(1)),
           head_dim(op.q.size(2)),
+          block_size(op.key_cache.size(2)),
           sequences(op.context_lengths.size(0)),
           group(heads / kv_heads),
-          dim(round_up(head_dim, step)),
-          most_spans((op.block_tables.size(1) * op.key_cache.size(2) + span_keys - 1) / span_keys) {
-        const std::int64_t items = sequences * kv_heads + tokens * heads / tile_queries;
-        split = lanes > 1 && items < 8 * lanes && most_spans > 1 &&
+          dim(round_up(head_dim, 2 * Vec::width)),
+          most_spans((op.block_tables.size(1) * block_size + span_keys - 1) / span_keys),
+          most_tiles(kv_heads * (sequences + tokens * group / row_tile)) {
+        const std::int64_t items = kv_heads * (sequences + tokens * group / panel_tile);
+        split = lanes > 1 && items < 32 * lanes && most_spans > 1 &&
                 tokens * heads * most_spans * (dim + 2) * 4 <= most_split_bytes;
     }
 };
 
 /// Softmax-weighted sums of values over some keys, for the rows of a tile: Σ e^(s - maximum) v, and Σ e^(s - maximum).
 struct Sums {
-    float* maximum;  // [tile_queries]
-    float* total;    // [tile_queries]
-    float* values;   // [tile_queries, dim]
+    float* maximum;  // [panel_tile]
+    float* total;    // [panel_tile]
+    float* values;   // [panel_tile, dim]
 
-    static std::int64_t floats(std::int64_t dim) { return tile_queries * (dim + 2); }
+    static std::int64_t floats(std::int64_t dim) { return panel_tile * (dim + 2); }
     static Sums at(float* memory, std::int64_t dim) {
-        return {memory + tile_queries * dim, memory + tile_queries * (dim + 1), memory};
+        return {memory + panel_tile * dim, memory + panel_tile * (dim + 1), memory};
     }
-    void clear(std::int64_t dim) const {
-        std::fill_n(maximum, tile_queries, minus_infinity);
-        std::fill_n(total, tile_queries, 0.0F);
-        std::fill_n(values, tile_queries * dim, 0.0F);
+    void clear(std::int64_t rows, std::int64_t dim) const {
+        std::fill_n(maximum, rows, minus_infinity);
+        std::fill_n(total, rows, 0.0F);
+        std::fill_n(values, rows * dim, 0.0F);
     }
 };
 
-/// The scratch memory of one lane. X: what queries and weights are rounded to for the products.
-template <class X>
+/// The scratch memory of one lane. Where products are of bf16 pairs, arrays of X hold bf16.
 struct Workspace {
-    float* scores;  // [tile_queries, block_keys]
     Sums span;
     Sums whole;
-    X* queries;  // [tile_queries, dim], scaled, zeros beyond head_dim
-    X* weights;  // [tile_queries, block_keys]
+    float* queries;       // X [panel_tile, dim], scaled, zeros beyond head_dim
+    float* scores;        // [row_tile, block_keys]
+    float* weights;       // X [row_tile, block_keys]
+    float* key_scales;    // [block_keys]
+    float* value_scales;  // [block_keys]
+    float* keys;          // X [dim, block_keys] (see KeyPanel)
+    float* values;        // X [block_keys, dim]
+    float* rows;          // X [block_keys + 1, dim]
 
     static std::size_t bytes(std::int64_t dim) {
-        return float_bytes(tile_queries * block_keys + 2 * Sums::floats(dim)) +
-               static_cast<std::size_t>(tile_queries * (dim + block_keys)) * sizeof(X);
+        return float_bytes(2 * Sums::floats(dim) + panel_tile * dim + 2 * row_tile * block_keys + 2 * block_keys +
+                           (3 * block_keys + 1) * dim);
     }
-    Workspace(std::byte* memory, std::int64_t dim)
-        : scores(reinterpret_cast<float*>(memory)),
-          span(Sums::at(scores + tile_queries * block_keys, dim)),
-          whole(Sums::at(scores + tile_queries * block_keys + Sums::floats(dim), dim)),
-          queries(reinterpret_cast<X*>(memory + float_bytes(tile_queries * block_keys + 2 * Sums::floats(dim)))),
-          weights(queries + tile_queries * dim) {}
+    Workspace(std::byte* memory, std::int64_t dim) {
+        auto* next = reinterpret_cast<float*>(memory);
+        const auto take = [&](std::int64_t floats) { return std::exchange(next, next + floats); };
+        span = Sums::at(take(Sums::floats(dim)), dim);
+        whole = Sums::at(take(Sums::floats(dim)), dim);
+        queries = take(panel_tile * dim);
+        scores = take(row_tile * block_keys);
+        weights = take(row_tile * block_keys);
+        key_scales = take(block_keys);
+        value_scales = take(block_keys);
+        keys = take(block_keys * dim);
+        values = take(block_keys * dim);
+        rows = take((block_keys + 1) * dim);
+    }
 };
 
 /// Sums of single rows and spans, [tokens, heads, spans], where spans are separate items.
@@ -111,6 +131,10 @@ struct Sequence {
         blocks = op.block_tables.data<std::int32_t>() + s * op.block_tables.stride(0);
         blocks_stride = op.block_tables.stride(1);
     }
+    /// Whether its tiles are computed row by row, else against panels.
+    bool by_rows(const Attention& op) const {
+        return op.numerics == Numerics::batch_invariant || queries <= few_queries;
+    }
     /// Positions that query j sees.
     Range visible(std::int64_t j, std::int32_t window) const {
         const std::int64_t end = context - queries + j + 1;
@@ -118,7 +142,7 @@ struct Sequence {
     }
 };
 
-/// Rows [begin, end) of one sequence and KV head, at most tile_queries of them.
+/// Rows [begin, end) of one sequence and KV head.
 struct Tile {
     const Sequence& sequence;
     std::int64_t kv_head;
@@ -130,49 +154,90 @@ struct Tile {
     std::int64_t token(std::int64_t r) const { return sequence.first_token + (rows.begin + r) / group; }
     std::int64_t head(std::int64_t r) const { return kv_head * group + (rows.begin + r) % group; }
     Range visible(std::int64_t r) const { return sequence.visible((rows.begin + r) / group, window); }
-    /// Positions that any of its rows sees: later queries see later keys.
-    Range keys() const { return {visible(0).begin, visible(count() - 1).end}; }
+    /// Positions that any of its rows from `first` to `last` sees: later queries see later keys.
+    Range keys(std::int64_t first, std::int64_t last) const { return {visible(first).begin, visible(last).end}; }
+    Range keys() const { return keys(0, count() - 1); }
 };
 
-/// Addresses of one KV head's vectors at the positions of a block.
-template <class T>
-struct Rows {
-    std::array<const T*, block_keys> at;  // by position - start
-    int first = 0, last = 0;              // those of them that are set
+/// Part of a block of positions: the bounds relative to its start, 0 ≤ first ≤ last ≤ block_keys.
+struct Part {
+    int first;
+    int last;
 
-    /// None.
-    Rows() {}
+    Part(Range positions, std::int64_t start)
+        : first(static_cast<int>(std::clamp<std::int64_t>(positions.begin - start, 0, block_keys))),
+          last(static_cast<int>(std::clamp<std::int64_t>(positions.end - start, first, block_keys))) {}
+    bool empty() const { return first == last; }
+    /// In whole vectors.
+    int first_vector() const { return first / Vec::width * Vec::width; }
+    int end_of_vectors() const { return (last + Vec::width - 1) / Vec::width * Vec::width; }
+};
+
+/// Where one KV head's vectors lie at the positions of a block: rows of the caches, head_dim elements each.
+struct Positions {
+    std::array<std::int64_t, block_keys> rows;  // by position - start
+    Part part;                                  // those of them that are set
+
     /// The positions in [start, start + block_keys) that the tile sees.
-    Rows(const Tensor& cache, const Tile& tile, std::int64_t start) {
-        const Range visible = tile.keys();
-        const std::int64_t begin = std::max(start, visible.begin), end = std::min(start + block_keys, visible.end);
-        if (begin >= end) return;
-        first = static_cast<int>(begin - start);
-        last = static_cast<int>(end - start);
-        const std::int64_t size = cache.size(2), stride = cache.stride(2);
-        std::int64_t block = begin / size, offset = begin % size;
-        const T* row = address(cache, tile, block) + offset * stride;
-        for (int j = first; j < last; ++j) {
-            at[static_cast<std::size_t>(j)] = row;
-            row += stride;
-            if (++offset == size && j + 1 < last) {
-                offset = 0;
-                row = address(cache, tile, ++block);
-            }
+    Positions(const Tile& tile, const Plan& plan, std::int64_t start) : part(tile.keys(), start) {
+        std::int64_t block = (start + part.first) / plan.block_size;
+        std::int64_t offset = (start + part.first) % plan.block_size;
+        for (int j = part.first; j < part.last; ++block, offset = 0) {
+            const std::int64_t index = tile.sequence.blocks[block * tile.sequence.blocks_stride];
+            const std::int64_t row = (index * plan.kv_heads + tile.kv_head) * plan.block_size + offset;
+            const int count = static_cast<int>(std::min<std::int64_t>(part.last - j, plan.block_size - offset));
+            for (int i = 0; i < count; ++i) rows[static_cast<std::size_t>(j + i)] = row + i;
+            j += count;
         }
     }
-    const T* operator[](int j) const { return at[static_cast<std::size_t>(j)]; }
-    /// Asks for the memory of row j, if it is one of the positions.
-    FERMI_INLINE void fetch(int j, std::int64_t head_dim) const {
-        if (j < first || j >= last) return;
-        constexpr std::int64_t line = 64 / sizeof(T);
-        for (std::int64_t d = 0; d < head_dim; d += line) prefetch((*this)[j] + d);
-    }
+    std::int64_t operator[](int j) const { return rows[static_cast<std::size_t>(j)]; }
+    bool has(int j) const { return part.first <= j && j < part.last; }
+};
 
-  private:
-    static const T* address(const Tensor& cache, const Tile& tile, std::int64_t block) {
-        const std::int64_t index = tile.sequence.blocks[block * tile.sequence.blocks_stride];
-        return cache.data<T>() + index * cache.stride(0) + tile.kv_head * cache.stride(1);
+/// The caches of an op. T: what they hold.
+template <class T>
+struct Cache {
+    const T* keys;
+    const T* values;
+    const float* key_scales;  // null unless T is an integer
+    const float* value_scales;
+    std::int64_t head_dim;
+
+    explicit Cache(const Attention& op)
+        : keys(op.key_cache.data<T>()),
+          values(op.value_cache.data<T>()),
+          key_scales(nullptr),
+          value_scales(nullptr),
+          head_dim(op.q.size(2)) {
+        if (op.key_scales.defined()) {
+            key_scales = op.key_scales.data<float>();
+            value_scales = op.value_scales.data<float>();
+        }
+    }
+    const T* key(std::int64_t row) const { return keys + row * head_dim; }
+    const T* value(std::int64_t row) const { return values + row * head_dim; }
+
+    /// Asks for the memory of a vector.
+    FERMI_INLINE void fetch(const T* vector) const {
+        constexpr std::int64_t line = 64 / sizeof(T);
+        for (std::int64_t d = 0; d < head_dim; d += line) prefetch(vector + d);
+    }
+    void fetch_scales(const Positions& positions) const {
+        if (key_scales == nullptr) return;
+        for (int j = positions.part.first; j < positions.part.last; j += 16) {
+            prefetch(key_scales + positions[j]);
+            prefetch(value_scales + positions[j]);
+        }
+    }
+    /// Copies the scales at a block's positions to the workspace; zeros where there are none.
+    void load_scales(const Positions& positions, const Workspace& work) const {
+        if (key_scales == nullptr) return;
+        std::fill_n(work.key_scales, block_keys, 0.0F);
+        std::fill_n(work.value_scales, block_keys, 0.0F);
+        for (int j = positions.part.first; j < positions.part.last; ++j) {
+            work.key_scales[j] = key_scales[positions[j]];
+            work.value_scales[j] = value_scales[positions[j]];
+        }
     }
 };
 

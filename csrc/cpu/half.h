@@ -22,6 +22,10 @@ inline float to_float(float value) {
     return value;
 }
 
+inline float to_float(std::int8_t value) {
+    return static_cast<float>(value);
+}
+
 inline float to_float(bf16 value) {
     return std::bit_cast<float>(std::uint32_t{value.bits} << 16);
 }

@@ -23,6 +23,7 @@ Scratch scratch_of(const AnyOp&, int) {
     return {};
 }
 Scratch scratch_of(const Linear& op, int lanes);
+Scratch scratch_of(const RopeAppend& op, int lanes);
 Scratch scratch_of(const Attention& op, int lanes);
 
 }  // namespace fermi::cpu::FERMI_ISA

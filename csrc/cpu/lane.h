@@ -24,9 +24,12 @@ struct alignas(64) Tickets {
 
 /// Memory an op needs besides its tensors, in bytes; known when it is lowered.
 struct Scratch {
-    std::size_t shared = 0;  ///< seen by all lanes
-    std::size_t own = 0;     ///< of each lane
+    std::size_t shared = 0;    ///< seen by all lanes
+    std::size_t own = 0;       ///< of each lane
+    std::size_t counters = 0;  ///< a number of counters, zero when the op begins; it must leave them zero
 };
+
+using Counter = std::atomic<std::int64_t>;
 
 /// One of the `count` threads that run an op together. A kernel's result may not depend on which lane does what.
 struct Lane {
@@ -34,8 +37,9 @@ struct Lane {
     int count;
     Tickets* tickets;
     Barrier* barrier;
-    std::byte* shared;  // Scratch::shared bytes, 64-byte aligned
-    std::byte* own;     // Scratch::own bytes, 64-byte aligned
+    std::byte* shared;            // Scratch::shared bytes, 64-byte aligned
+    std::byte* own;               // Scratch::own bytes, 64-byte aligned
+    Counter* counters = nullptr;  // Scratch::counters
 
     /// The next item of the op that nobody has taken.
     std::int64_t take() const { return tickets->next.fetch_add(1, std::memory_order_relaxed); }

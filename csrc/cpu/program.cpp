@@ -15,10 +15,12 @@ ListProgram::ListProgram(std::vector<Op> ops, std::shared_ptr<ThreadPool> pool, 
         const Scratch scratch = std::visit([&](const auto& any) { return scratch_of(any, pool_->size()); }, op);
         most.shared = std::max(most.shared, scratch.shared);
         most.own = std::max(most.own, scratch.own);
+        most.counters = std::max(most.counters, scratch.counters);
     }
     // Lanes write side by side: a page between them keeps their lines and prefetchers apart.
     own_bytes_ = static_cast<std::size_t>(round_up(static_cast<std::int64_t>(most.own), 4096));
     shared_ = allocator.allocate(most.shared);
+    counters_ = std::vector<Counter>(most.counters);
     own_ = allocator.allocate(own_bytes_ * static_cast<std::size_t>(pool_->size()));
 }
 
@@ -32,7 +34,7 @@ void ListProgram::run_lane(int index) {
     std::byte* own = own_->data() + own_bytes_ * static_cast<std::size_t>(index);
     for (std::size_t i = 0; i < ops_.size(); ++i) {
         if (i != 0) barrier_.wait();
-        const Lane lane{index, pool_->size(), &tickets_[i], &barrier_, shared_->data(), own};
+        const Lane lane{index, pool_->size(), &tickets_[i], &barrier_, shared_->data(), own, counters_.data()};
         std::visit([&](const auto& op) { FERMI_ISA::run(op, lane); }, ops_[i]);
     }
 }

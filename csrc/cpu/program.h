@@ -27,6 +27,7 @@ class ListProgram final : public Program {
     std::shared_ptr<Storage> shared_;
     std::shared_ptr<Storage> own_;  // lanes × own_bytes_
     std::size_t own_bytes_ = 0;
+    std::vector<Counter> counters_;
 };
 
 }  // namespace fermi::cpu::FERMI_ISA

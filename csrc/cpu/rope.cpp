@@ -1,4 +1,5 @@
-// Rotary position embeddings (arXiv 2104.09864): angles of a step's tokens, rotation, append to the KV cache.
+// Rotary position embeddings (arXiv 2104.09864): angles of a step's tokens, norm and rotation of heads, append to the
+// KV cache.
 #include <cmath>
 
 #include "cpu/kernels.h"
@@ -51,33 +52,90 @@ void rotate(T* out, const float* x, const float* cosines, const float* sines, st
     for (i = 2 * half; i < dim; ++i) from_float(x[i], out[i]);
 }
 
+/// Calls part(i, load, store) for each vector of [0, n), where load(x) and store(to, value) move its elements.
+template <class Part>
+FERMI_INLINE void for_vectors(std::int64_t n, const Part& part) {
+    std::int64_t i = 0;
+    for (; i + Vec::width <= n; i += Vec::width) {
+        part([i](const auto* x) { return load(x + i); }, [i](auto* to, Vec value) { store(to + i, value); });
+    }
+    if (i < n) {
+        const int rest = static_cast<int>(n - i);
+        part([i, rest](const auto* x) { return load_partial(x + i, rest); },
+             [i, rest](auto* to, Vec value) { store_partial(to + i, value, rest); });
+    }
+}
+
 template <class T>
 void narrow_row(T* out, const float* x, std::int64_t n) {
-    std::int64_t i = 0;
-    for (; i + Vec::width <= n; i += Vec::width) store(out + i, load(x + i));
-    if (i < n) store_partial(out + i, load_partial(x + i, static_cast<int>(n - i)), static_cast<int>(n - i));
+    for_vectors(n, [&](const auto& get, const auto& put) { put(out, get(x)); });
 }
 
-/// Where head h of a slot lies in a cache [blocks, kv_heads, block_size, head_dim].
+/// out = round(x / scale), scale = max |x| / 127; a row of zeros has scale zero.
+void quantize_row(std::int8_t* out, float& scale, const float* x, std::int64_t n) {
+    Vec most = zero();
+    for_vectors(n, [&](const auto& get, const auto&) {
+        const Vec value = get(x);
+        most = maximum(most, maximum(value, zero() - value));
+    });
+    const float reach = largest(most);
+    scale = reach / 127.0F;
+    const Vec inverse = broadcast(reach > 0.0F ? 127.0F / reach : 0.0F);
+    for_vectors(n, [&](const auto& get, const auto& put) {  // the bounds are for numbers that are not finite
+        put(out, maximum(minimum(get(x) * inverse, broadcast(127.0F)), broadcast(-127.0F)));
+    });
+}
+
+/// out = rms_norm(x)
 template <class T>
-T* slot_address(const Tensor& cache, std::int64_t slot, std::int64_t h) {
+void normalize(float* out, const float* x, const T* weight, std::int64_t n, float epsilon) {
+    Vec squares = zero();
+    for_vectors(n, [&](const auto& get, const auto&) { squares = fma(get(x), get(x), squares); });
+    const Vec inverse = broadcast(1.0F / std::sqrt(sum(squares) / static_cast<float>(n) + epsilon));
+    for_vectors(n, [&](const auto& get, const auto& put) { put(out, get(x) * inverse * get(weight)); });
+}
+
+/// Head h of a token, [head_dim]; with a norm, its norm, in `room`.
+const float* head_of(const RopeAppend& op, const Tensor& x, const Tensor& norm, std::int64_t t, std::int64_t h,
+                     float* room) {
+    const float* head = x.data<float>() + t * x.stride(0) + h * x.stride(1);
+    if (!norm.defined()) return head;
+    with_float(norm.dtype(), [&]<class T>(T) { normalize(room, head, norm.data<T>(), x.size(2), op.epsilon); });
+    return room;
+}
+
+/// A place in the caches: index of its row, [head_dim] elements, in them and in their scales.
+std::int64_t row_of(const Tensor& cache, std::int64_t slot, std::int64_t h) {
     const std::int64_t block_size = cache.size(2);
-    return cache.data<T>() + slot / block_size * cache.stride(0) + h * cache.stride(1) +
-           slot % block_size * cache.stride(2);
+    return (slot / block_size * cache.size(1) + h) * block_size + slot % block_size;
 }
 
-template <class T>
-void append(const RopeAppend& op, std::int64_t t, std::int64_t h, const float* cosines, const float* sines) {
+/// Writes key and value of head h of a token to their slot. `room`: [head_dim].
+void append(const RopeAppend& op, std::int64_t t, std::int64_t h, const float* cosines, const float* sines,
+            float* room) {
     const std::int64_t slot = op.slots.data<std::int32_t>()[t * op.slots.stride(0)];
     if (slot < 0) return;
-    const std::int64_t dim = op.k.size(2);
-    rotate(slot_address<T>(op.key_cache, slot, h), op.k.data<float>() + t * op.k.stride(0) + h * op.k.stride(1),
-           cosines, sines, op.angles.size(1) / 2, dim);
-    narrow_row(slot_address<T>(op.value_cache, slot, h), op.v.data<float>() + t * op.v.stride(0) + h * op.v.stride(1),
-               dim);
+    const std::int64_t dim = op.k.size(2), half = op.angles.size(1) / 2;
+    const std::int64_t row = row_of(op.key_cache, slot, h);
+    const float* key = head_of(op, op.k, op.k_norm, t, h, room);
+    const float* value = op.v.data<float>() + t * op.v.stride(0) + h * op.v.stride(1);
+    if (op.key_cache.dtype() == DType::i8) {
+        rotate(room, key, cosines, sines, half, dim);
+        quantize_row(op.key_cache.data<std::int8_t>() + row * dim, op.key_scales.data<float>()[row], room, dim);
+        quantize_row(op.value_cache.data<std::int8_t>() + row * dim, op.value_scales.data<float>()[row], value, dim);
+    } else {
+        with_float(op.key_cache.dtype(), [&]<class T>(T) {
+            rotate(op.key_cache.data<T>() + row * dim, key, cosines, sines, half, dim);
+            narrow_row(op.value_cache.data<T>() + row * dim, value, dim);
+        });
+    }
 }
 
 }  // namespace
+
+Scratch scratch_of(const RopeAppend& op, int) {
+    return {.own = float_bytes(op.q.size(2))};
+}
 
 void run(const RopeAngles& op, const Lane& lane) {
     const std::int64_t half = op.frequencies.size(1);
@@ -99,19 +157,18 @@ void run(const RopeAppend& op, const Lane& lane) {
     const std::int64_t kv_heads = op.k.size(1);
     const std::int64_t half = op.angles.size(1) / 2;
     const Range items = lane.share(op.q.size(0) * (heads + kv_heads));
-    with_float(op.key_cache.dtype(), [&]<class T>(T) {
-        for (std::int64_t item = items.begin; item < items.end; ++item) {
-            const std::int64_t t = item / (heads + kv_heads);
-            const std::int64_t h = item % (heads + kv_heads);
-            const float* cosines = op.angles.data<float>() + t * op.angles.stride(0);
-            if (h < heads) {
-                float* q = op.q.data<float>() + t * op.q.stride(0) + h * op.q.stride(1);
-                rotate(q, q, cosines, cosines + half, half, op.q.size(2));
-            } else {
-                append<T>(op, t, h - heads, cosines, cosines + half);
-            }
+    auto* room = reinterpret_cast<float*>(lane.own);
+    for (std::int64_t item = items.begin; item < items.end; ++item) {
+        const std::int64_t t = item / (heads + kv_heads);
+        const std::int64_t h = item % (heads + kv_heads);
+        const float* cosines = op.angles.data<float>() + t * op.angles.stride(0);
+        if (h < heads) {
+            float* q = op.q.data<float>() + t * op.q.stride(0) + h * op.q.stride(1);
+            rotate(q, head_of(op, op.q, op.q_norm, t, h, room), cosines, cosines + half, half, op.q.size(2));
+        } else {
+            append(op, t, h - heads, cosines, cosines + half, room);
         }
-    });
+    }
 }
 
 }  // namespace fermi::cpu::FERMI_ISA

@@ -4,6 +4,9 @@
 //   zero(), broadcast(float), load(const T*), load_partial(const T*, count), store(T*, Vec), store_partial(T*, Vec,
 //   count)
 //       for T = float, f16, bf16; count < width, missing lanes are zero; stores round to nearest even
+//       for T = std::int8_t as well: the integer; stored values must lie in [-128, 127]
+//   load_two(const T*), load_two_partial(const T*, count ≤ 2 · width): 2 · width elements as two vectors, in the order
+//       that costs least; to_two(Vec&, Vec&, T), from_two(Vec&, Vec&, T): elements in order to that order, and back
 //   + - * /, fma(a, b, c) = a·b + c, maximum(a, b), minimum(a, b): the second operand where one is NaN
 //   sum(Vec): lanes added as a tree, i with i + width/2, then i + width/4, …: the one order of every reduction
 //   sum_4(a, b, c, d, float*): four sums, bit for bit those of `sum`
@@ -34,3 +37,23 @@
 #else
 #error "define one FERMI_ISA_…"
 #endif
+
+namespace fermi::cpu::FERMI_ISA {
+
+// Two vectors in order, where an instruction set knows nothing better.
+template <class T>
+FERMI_INLINE Two load_two(const T* from) {
+    return {load(from), load(from + Vec::width)};
+}
+template <class T>
+FERMI_INLINE Two load_two_partial(const T* from, int count) {
+    if (count < Vec::width) return {load_partial(from, count), zero()};
+    const int rest = count - Vec::width;
+    return {load(from), rest == Vec::width ? load(from + Vec::width) : load_partial(from + Vec::width, rest)};
+}
+template <class T>
+FERMI_INLINE void to_two(Vec&, Vec&, T) {}
+template <class T>
+FERMI_INLINE void from_two(Vec&, Vec&, T) {}
+
+}  // namespace fermi::cpu::FERMI_ISA

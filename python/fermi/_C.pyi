@@ -205,10 +205,26 @@ def rope_angles(
     ``lengths`` is the sequence length each token's frequencies are chosen for (dynamic_ntk, longrope)."""
 
 def rope_append(
-    q: Tensor, k: Tensor, v: Tensor, angles: Tensor, slots: Tensor, key_cache: Tensor, value_cache: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    angles: Tensor,
+    slots: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    *,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    epsilon: float = 0.0,
 ) -> None:
     """Rotates q [tokens, heads, head_dim] in place; writes rotated k and v [tokens, kv_heads, head_dim] to their slots of
-    the caches [blocks, kv_heads, block_size, head_dim]. slots [tokens] i32 = block * block_size + offset; negative: skip."""
+    the caches [blocks, kv_heads, block_size, head_dim]. slots [tokens] i32 = block * block_size + offset; negative: skip.
+
+    ``key_scales``, ``value_scales``, f32 [blocks, kv_heads, block_size], belong to i8 caches: x = scale * round(x / scale),
+    scale = max |x| / 127 of each row. ``q_norm``, ``k_norm`` [head_dim]: weights of an rms_norm of each head before it
+    turns."""
 
 def attention(
     q: Tensor,
@@ -220,11 +236,13 @@ def attention(
     *,
     scale: float,
     window: int = 0,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> Tensor:
     """Causal grouped-query attention of ragged queries over the paged cache -> [tokens, heads * head_dim].
 
     q [tokens, heads, head_dim]; block_tables [sequences, max_blocks], query_starts [sequences + 1],
-    context_lengths [sequences], all i32. ``window``: keys a query sees, itself included; 0: all."""
+    context_lengths [sequences], all i32. ``window``: keys a query sees, itself included; 0: all. Scales: of i8 caches."""
 
 def gated_activation(x: Tensor, activation: ActivationName) -> Tensor:
     """[tokens, 2n] -> [tokens, n]: activation(x[:, :n]) * x[:, n:]."""

@@ -64,7 +64,7 @@ def engine(model: Model, **config: Any) -> Engine:
     """Over a cache full of NaN: a key that should not be seen would show."""
     made = Engine(model, EngineConfig(kv_cache_memory=config.pop("kv_cache_memory", 2**22), **config))
     for cache in made._runner._kv:  # type: ignore[attr-defined]
-        for tensor in cache:
+        for tensor in cache.tensors:
             numbers = tensor.numpy()
             numbers[:] = 0x7FC0 if numbers.dtype == np.uint16 else np.nan
     return made

@@ -81,6 +81,13 @@ def append(cache: Doubles, slots: Integers, x: Doubles) -> Doubles:
     return cache
 
 
+def quantize_rows(x: Doubles) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """[.., head_dim] -> int8 [.., head_dim], scales [..]: what an i8 cache holds of keys or values."""
+    scales = np.abs(x).max(axis=-1) / 127
+    integers = np.rint(np.divide(x, scales[..., None], out=np.zeros_like(x), where=scales[..., None] > 0))
+    return integers.astype(np.int8), scales.astype(np.float32)
+
+
 def attention(
     q: Doubles,
     key_cache: Doubles,

@@ -67,3 +67,69 @@ def test_rotates_and_appends(
     np.testing.assert_allclose(values.float32(), reference.append(empty, slots, v), rtol=tolerance / 2, atol=1e-6)
     np.testing.assert_array_equal(views[1].float32(), k)
     np.testing.assert_array_equal(views[2].float32(), v)
+
+
+@pytest.mark.parametrize("weights", FLOATS)
+@pytest.mark.parametrize(("head_dim", "half"), [(64, 32), (20, 5)])
+def test_norms_each_head_before_it_turns(
+    backend: _C.Backend, generator: np.random.Generator, weights: _C.DTypeName, head_dim: int, half: int
+) -> None:
+    q, k, v = (normal(generator, 5, heads, head_dim) for heads in (6, 2, 2))
+    q_norm, k_norm = (normal(generator, head_dim, dtype=weights) for _ in range(2))
+    angles, slots = normal(generator, 5, 2 * half), np.array([0, 5, -1, 3, 7], np.int32)
+    keys, values = (zeros(2, 2, 4, head_dim) for _ in range(2))
+    _C.rope_append(
+        q.tensor,
+        k.tensor,
+        v.tensor,
+        angles.tensor,
+        indices(slots),
+        keys,
+        values,
+        q_norm=q_norm.tensor,
+        k_norm=k_norm.tensor,
+        epsilon=0.1,
+    )
+    turned = [
+        reference.rope(reference.rms_norm(x.values, norm.values, 0.1), angles.values)
+        for x, norm in ((q, q_norm), (k, k_norm))
+    ]
+    np.testing.assert_allclose(q.tensor.float32(), turned[0], rtol=0, atol=5e-6)
+    empty = np.zeros(keys.shape)
+    np.testing.assert_allclose(keys.float32(), reference.append(empty, slots, turned[1]), rtol=0, atol=5e-6)
+    np.testing.assert_array_equal(values.float32(), reference.append(empty, slots, v.values))
+    np.testing.assert_array_equal(k.tensor.float32(), k.values)
+
+
+@pytest.mark.parametrize("norms", [False, True], ids=["plain", "norms"])
+@pytest.mark.parametrize(("head_dim", "half"), [(64, 32), (20, 5), (3, 1)])
+def test_appends_integers_with_their_scales(
+    backend: _C.Backend, generator: np.random.Generator, head_dim: int, half: int, norms: bool
+) -> None:
+    q, k, v = (normal(generator, 5, 2, head_dim) for _ in range(3))
+    v.tensor.numpy()[1] = v.values[1] = 0  # a row of zeros
+    ones = operand(np.ones(head_dim)).tensor
+    angles, slots = normal(generator, 5, 2 * half), np.array([0, 5, -1, 3, 7], np.int32)
+    keys, values = (zeros(2, 2, 4, head_dim, dtype="i8") for _ in range(2))
+    key_scales, value_scales = (zeros(2, 2, 4) for _ in range(2))
+    _C.rope_append(
+        q.tensor,
+        k.tensor,
+        v.tensor,
+        angles.tensor,
+        indices(slots),
+        keys,
+        values,
+        key_scales=key_scales,
+        value_scales=value_scales,
+        q_norm=ones if norms else None,
+        k_norm=ones if norms else None,
+        epsilon=1e-6,
+    )
+    turned = reference.rope(reference.rms_norm(k.values, np.ones(head_dim), 1e-6) if norms else k.values, angles.values)
+    empty = np.zeros(keys.shape)
+    for x, cache, scales in ((turned, keys, key_scales), (v.values, values, value_scales)):
+        integers, expected = reference.quantize_rows(reference.append(empty, slots, x))
+        np.testing.assert_allclose(scales.numpy(), expected, rtol=2e-6)
+        assert np.abs(cache.numpy().astype(int) - integers).max() <= 1  # a tie may fall either way
+        assert np.mean(cache.numpy() != integers) < 0.01

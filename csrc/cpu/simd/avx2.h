@@ -40,6 +40,9 @@ template <class T>
 FERMI_INLINE Vec load(const T* from) {
     return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), T{});
 }
+FERMI_INLINE Vec load(const std::int8_t* from) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))))};
+}
 FERMI_INLINE Vec load_partial(const float* from, int count) {
     return {_mm256_maskload_ps(from, first_lanes(count))};
 }
@@ -71,6 +74,11 @@ FERMI_INLINE void store(float* to, Vec value) {
 template <class T>
 FERMI_INLINE void store(T* to, Vec value) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow(value, T{}));
+}
+FERMI_INLINE void store(std::int8_t* to, Vec value) {
+    const __m256i words = _mm256_cvtps_epi32(value.value);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(halves, halves));
 }
 FERMI_INLINE void store_partial(float* to, Vec value, int count) {
     _mm256_maskstore_ps(to, first_lanes(count), value.value);
@@ -144,6 +152,34 @@ FERMI_INLINE float largest(Vec a) {
 
 FERMI_INLINE void prefetch(const void* address) {
     _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
+}
+
+struct Two {
+    Vec a, b;
+};
+
+/// bf16: the even elements, then the odd ones.
+FERMI_INLINE Two load_two(const bf16* from) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return {{_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16))},
+            {_mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000)))}};
+}
+FERMI_INLINE Two load_two_partial(const bf16* from, int count) {
+    bf16 lanes[2 * Vec::width] = {};
+    std::memcpy(lanes, from, static_cast<std::size_t>(count) * sizeof(bf16));
+    return load_two(lanes);
+}
+FERMI_INLINE void to_two(Vec& a, Vec& b, bf16) {
+    const __m256 even = _mm256_shuffle_ps(a.value, b.value, 0x88);  // a0 a2 b0 b2, a4 a6 b4 b6
+    const __m256 odd = _mm256_shuffle_ps(a.value, b.value, 0xdd);
+    a.value = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xd8));
+    b.value = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd), 0xd8));
+}
+FERMI_INLINE void from_two(Vec& a, Vec& b, bf16) {
+    const __m256 low = _mm256_unpacklo_ps(a.value, b.value);  // 0 1 2 3, 8 9 10 11
+    const __m256 high = _mm256_unpackhi_ps(a.value, b.value);
+    a.value = _mm256_permute2f128_ps(low, high, 0x20);
+    b.value = _mm256_permute2f128_ps(low, high, 0x31);
 }
 
 }  // namespace fermi::cpu::FERMI_ISA

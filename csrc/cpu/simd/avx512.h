@@ -54,6 +54,13 @@ FERMI_INLINE Vec load_partial(const T* from, int count) {
     return widen(_mm256_maskz_loadu_epi16(first_lanes(count), from), T{});
 }
 
+FERMI_INLINE Vec load(const std::int8_t* from) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
+}
+FERMI_INLINE Vec load_partial(const std::int8_t* from, int count) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(count), from)))};
+}
+
 FERMI_INLINE __m256i narrow(Vec value, f16) {
     return _mm512_cvtps_ph(value.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -80,6 +87,13 @@ FERMI_INLINE void store_partial(float* to, Vec value, int count) {
 template <class T>
 FERMI_INLINE void store_partial(T* to, Vec value, int count) {
     _mm256_mask_storeu_epi16(to, first_lanes(count), narrow(value, T{}));
+}
+
+FERMI_INLINE void store(std::int8_t* to, Vec value) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value.value)));
+}
+FERMI_INLINE void store_partial(std::int8_t* to, Vec value, int count) {
+    _mm_mask_storeu_epi8(to, first_lanes(count), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value.value)));
 }
 
 FERMI_INLINE Vec operator+(Vec a, Vec b) {
@@ -142,6 +156,69 @@ FERMI_INLINE void prefetch(const void* address) {
     _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
 }
 
+struct Two {
+    Vec a, b;
+};
+
+/// bf16: the even elements, then the odd ones.
+FERMI_INLINE Two halves_of(__m512i pairs) {
+    return {{_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))},
+            {_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)))}};
+}
+FERMI_INLINE Two load_two(const bf16* from) {
+    return halves_of(_mm512_loadu_si512(from));
+}
+FERMI_INLINE Two load_two_partial(const bf16* from, int count) {
+    return halves_of(_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ULL << count) - 1ULL), from));
+}
+FERMI_INLINE void to_two(Vec& a, Vec& b, bf16) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512 first = _mm512_permutex2var_ps(a.value, even, b.value);
+    b.value = _mm512_permutex2var_ps(a.value, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b.value);
+    a.value = first;
+}
+FERMI_INLINE void from_two(Vec& a, Vec& b, bf16) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512 first = _mm512_permutex2var_ps(a.value, low, b.value);
+    b.value = _mm512_permutex2var_ps(a.value, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b.value);
+    a.value = first;
+}
+
+/// The transpose of a 16 × 16 matrix, in place.
+FERMI_INLINE void transpose(Vec (&rows)[Vec::width]) {
+    Vec turned[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 2) {
+        turned[i].value = _mm512_unpacklo_ps(rows[i].value, rows[i + 1].value);
+        turned[i + 1].value = _mm512_unpackhi_ps(rows[i].value, rows[i + 1].value);
+    }
+    const auto pairs = [](Vec x, Vec y, auto&& unpack) {
+        return Vec{_mm512_castpd_ps(unpack(_mm512_castps_pd(x.value), _mm512_castps_pd(y.value)))};
+    };
+    const auto low = [](__m512d x, __m512d y) { return _mm512_unpacklo_pd(x, y); };
+    const auto high = [](__m512d x, __m512d y) { return _mm512_unpackhi_pd(x, y); };
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        rows[i] = pairs(turned[i], turned[i + 2], low);
+        rows[i + 1] = pairs(turned[i], turned[i + 2], high);
+        rows[i + 2] = pairs(turned[i + 1], turned[i + 3], low);
+        rows[i + 3] = pairs(turned[i + 1], turned[i + 3], high);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {  // quarter q of rows[i + 4k]: column 4q + i of rows 4k … 4k + 3
+        const __m512 a = _mm512_shuffle_f32x4(rows[i].value, rows[i + 4].value, 0x88);
+        const __m512 b = _mm512_shuffle_f32x4(rows[i].value, rows[i + 4].value, 0xdd);
+        const __m512 c = _mm512_shuffle_f32x4(rows[i + 8].value, rows[i + 12].value, 0x88);
+        const __m512 d = _mm512_shuffle_f32x4(rows[i + 8].value, rows[i + 12].value, 0xdd);
+        turned[i].value = _mm512_shuffle_f32x4(a, c, 0x88);
+        turned[i + 8].value = _mm512_shuffle_f32x4(a, c, 0xdd);
+        turned[i + 4].value = _mm512_shuffle_f32x4(b, d, 0x88);
+        turned[i + 12].value = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = turned[i];
+}
+
 inline constexpr bool has_bf16_dot = true;
 
 /// CPUID leaf 7, subleaf 1: AVX512_BF16.
@@ -160,6 +237,9 @@ FERMI_INLINE PairVec load_pairs(const bf16* from) {
 }
 FERMI_INLINE PairVec load_pairs_partial(const bf16* from, int count) {
     return {_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ULL << count) - 1ULL), from)};
+}
+FERMI_INLINE void store_pairs(bf16* to, PairVec pairs) {
+    _mm512_storeu_si512(to, pairs.value);
 }
 FERMI_INLINE PairVec zero_pairs() {
     return {_mm512_setzero_si512()};

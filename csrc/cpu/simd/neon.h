@@ -36,6 +36,12 @@ template <class T>
 FERMI_INLINE Vec load(const T* from) {
     return widen(vld1_u16(reinterpret_cast<const std::uint16_t*>(from)), T{});
 }
+FERMI_INLINE Vec load(const std::int8_t* from) {
+    std::int32_t four = 0;
+    std::memcpy(&four, from, sizeof four);
+    const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
+    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))};
+}
 template <class T>
 FERMI_INLINE Vec load_partial(const T* from, int count) {
     T lanes[Vec::width] = {};
@@ -61,6 +67,12 @@ FERMI_INLINE void store(float* to, Vec value) {
 template <class T>
 FERMI_INLINE void store(T* to, Vec value) {
     vst1_u16(reinterpret_cast<std::uint16_t*>(to), narrow(value, T{}));
+}
+FERMI_INLINE void store(std::int8_t* to, Vec value) {
+    const int16x4_t words = vmovn_s32(vcvtnq_s32_f32(value.value));
+    const int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
+    const std::int32_t four = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);
+    std::memcpy(to, &four, sizeof four);
 }
 template <class T>
 FERMI_INLINE void store_partial(T* to, Vec value, int count) {
@@ -124,5 +136,9 @@ FERMI_INLINE float largest(Vec a) {
 FERMI_INLINE void prefetch(const void* address) {
     __builtin_prefetch(address);
 }
+
+struct Two {
+    Vec a, b;
+};
 
 }  // namespace fermi::cpu::FERMI_ISA

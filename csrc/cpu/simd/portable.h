@@ -43,6 +43,9 @@ template <class T>
 FERMI_INLINE void store_partial(T* to, Vec value, int count) {
     for (int i = 0; i < count; ++i) from_float(value.value[i], to[i]);
 }
+FERMI_INLINE void store_partial(std::int8_t* to, Vec value, int count) {  // the addition pushes the fraction out
+    for (int i = 0; i < count; ++i) to[i] = static_cast<std::int8_t>((value.value[i] + 0x1.8p23F) - 0x1.8p23F);
+}
 template <class T>
 FERMI_INLINE void store(T* to, Vec value) {
     store_partial(to, value, Vec::width);
@@ -109,5 +112,9 @@ FERMI_INLINE float largest(const Vec& a) {
 FERMI_INLINE void prefetch(const void* address) {
     __builtin_prefetch(address);
 }
+
+struct Two {
+    Vec a, b;
+};
 
 }  // namespace fermi::cpu::FERMI_ISA

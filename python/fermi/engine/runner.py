@@ -85,7 +85,7 @@ class Runner:
         with _C.record(self._model.backend) as step:
             for source, destination in copies:
                 for cache in self._kv:
-                    for tensor in cache:
+                    for tensor in cache.tensors:
                         _C.copy(tensor.narrow(0, destination, 1), tensor.narrow(0, source, 1))
         step.run()
 

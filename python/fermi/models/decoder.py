@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from fermi import _C
 from fermi.models.config import DecoderConfig
 from fermi.models.fields import Fields
-from fermi.models.inputs import Batch, KVCache, KVSpec
+from fermi.models.inputs import Batch, KVCache, KVSpec, LayerCache
 from fermi.models.layers import Attention, Embedding, GatedMlp, RmsNorm, Rope
 from fermi.models.model import Model
 from fermi.models.weights import Weights
@@ -36,7 +36,7 @@ class Block:
         delta: _C.Tensor | None,  # what the block before adds to x
         angles: _C.Tensor,
         batch: Batch,
-        cache: tuple[_C.Tensor, _C.Tensor],
+        cache: LayerCache,
     ) -> _C.Tensor:
         """What this block adds to x, after its attention."""
         delta = self.attention(self.attention_norm.after_adding(delta, x), angles, batch, cache)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fermi import _C
 
-__all__ = ["Batch", "KVCache", "KVSpec"]
+__all__ = ["Batch", "KVCache", "KVSpec", "LayerCache"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class KVSpec:
-    """What a model caches for each token: a key and a value of [kv_heads, head_dim] per layer."""
+    """What a model caches for each token: a key and a value of [kv_heads, head_dim] per layer.
+
+    ``dtype`` i8: integers, with a float32 scale for each key's and each value's head.
+    """
 
     layers: int
     kv_heads: int
@@ -49,15 +52,36 @@ class KVSpec:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values, of all layers, that one token takes."""
-        size = 4 if self.dtype == "f32" else 2
-        return 2 * self.layers * self.kv_heads * self.head_dim * size
+        head = self.head_dim + 4 if self.dtype == "i8" else self.head_dim * (4 if self.dtype == "f32" else 2)
+        return 2 * self.layers * self.kv_heads * head
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """The keys and values of one layer.
+
+    Attributes:
+        keys, values: [blocks, kv_heads, block_size, head_dim].
+        key_scales, value_scales: of i8 keys and values: f32 [blocks, kv_heads, block_size].
+    """
+
+    keys: _C.Tensor
+    values: _C.Tensor
+    key_scales: _C.Tensor | None = None
+    value_scales: _C.Tensor | None = None
+
+    @property
+    def tensors(self) -> list[_C.Tensor]:
+        """Those that there are; the first axis of each are the blocks."""
+        every = (self.keys, self.values, self.key_scales, self.value_scales)
+        return [tensor for tensor in every if tensor is not None]
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """Per layer (keys, values), each [blocks, kv_heads, block_size, head_dim]."""
+    """The cache of every layer."""
 
-    layers: tuple[tuple[_C.Tensor, _C.Tensor], ...]
+    layers: tuple[LayerCache, ...]
 
     @classmethod
     def allocate(cls, spec: KVSpec, blocks: int, block_size: int, backend: _C.Backend) -> KVCache:
@@ -66,19 +90,20 @@ class KVCache:
         What it holds is not defined until it is written, so that its memory is only taken as it fills.
         """
         shape = (blocks, spec.kv_heads, block_size, spec.head_dim)
-        layers = range(spec.layers)
-        return cls(
-            tuple(
-                (_C.Tensor.empty(shape, spec.dtype, backend), _C.Tensor.empty(shape, spec.dtype, backend))
-                for _ in layers
-            )
-        )
+
+        def layer() -> LayerCache:
+            keys, values = (_C.Tensor.empty(shape, spec.dtype, backend) for _ in range(2))
+            if spec.dtype != "i8":
+                return LayerCache(keys, values)
+            return LayerCache(keys, values, *(_C.Tensor.empty(shape[:3], "f32", backend) for _ in range(2)))
+
+        return cls(tuple(layer() for _ in range(spec.layers)))
 
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __iter__(self) -> Iterator[tuple[_C.Tensor, _C.Tensor]]:
+    def __iter__(self) -> Iterator[LayerCache]:
         return iter(self.layers)
 
-    def __getitem__(self, layer: int) -> tuple[_C.Tensor, _C.Tensor]:
+    def __getitem__(self, layer: int) -> LayerCache:
         return self.layers[layer]

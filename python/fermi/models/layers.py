@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fermi import _C
 from fermi.models.config import DecoderConfig
-from fermi.models.inputs import Batch
+from fermi.models.inputs import Batch, LayerCache
 from fermi.models.rope import RopeParameters
 from fermi.models.weights import Weights
 
@@ -95,23 +93,40 @@ class Attention:
         queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.qkv = Linear(weights, {"q_proj": queries, "k_proj": keys, "v_proj": keys}, config.hidden_size, bias=bias)
         self.output = Linear(weights, {"o_proj": config.hidden_size}, queries, bias=output_bias)
-        self.norms: Sequence[RmsNorm] = ()
+        self.q_norm: _C.Tensor | None = None
+        self.k_norm: _C.Tensor | None = None
+        self.norm_epsilon = norm_epsilon or 0.0
         if norm_epsilon is not None:
-            self.norms = [RmsNorm(weights.under(name), self.head_dim, norm_epsilon) for name in ("q_norm", "k_norm")]
+            self.q_norm = weights.vector("q_norm.weight", self.head_dim)
+            self.k_norm = weights.vector("k_norm.weight", self.head_dim)
 
-    def __call__(self, x: _C.Tensor, angles: _C.Tensor, batch: Batch, cache: tuple[_C.Tensor, _C.Tensor]) -> _C.Tensor:
+    def __call__(self, x: _C.Tensor, angles: _C.Tensor, batch: Batch, cache: LayerCache) -> _C.Tensor:
         q, k, v = (part.unflatten(1, (-1, self.head_dim)) for part in self.qkv.split(x))  # [tokens, heads, head_dim]
-        if self.norms:
-            q, k = (norm(part) for norm, part in zip(self.norms, (q, k), strict=True))
-        _C.rope_append(q, k, v, angles, batch.slots, *cache)
+        _C.rope_append(
+            q,
+            k,
+            v,
+            angles,
+            batch.slots,
+            cache.keys,
+            cache.values,
+            key_scales=cache.key_scales,
+            value_scales=cache.value_scales,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            epsilon=self.norm_epsilon,
+        )
         attended = _C.attention(
             q,
-            *cache,
+            cache.keys,
+            cache.values,
             batch.block_tables,
             batch.query_starts,
             batch.context_lengths,
             scale=self.head_dim**-0.5,
             window=self.window,
+            key_scales=cache.key_scales,
+            value_scales=cache.value_scales,
         )
         return self.output(attended)
 
