@@ -3,8 +3,8 @@
 python benchmarks/peers.py [--quick] [--models llama-1b,qwen3-0.6b] [--formats bf16,int8,int4] [--peers llama.cpp,...]
                            [--cases prefill_512,decode_1024,...] [--threads 2] [--repeats 5] [--json FILE] [--plot FILE]
 
-A model is one of the two names, a config.json, or a folder with one; where the folder has no weights, random ones of its
-shape are made. Checkpoints and their conversions are made once, in --cache (about 10 GB for a model of a billion).
+A model is one of the two names, a config.json, or a folder with one; where the folder has no weights, random ones of
+its shape are made. Checkpoints and conversions are made once, in --cache (about 10 GB for a model of a billion).
 Every contestant runs in a process of its own and is idle while another is timed. Around each repetition all threads
 spin and read memory; repetitions during which the machine was not all there are dropped, and medians of the others are
 compared. A ratio above 1 means that fermi is ahead, whatever the unit. `pip install "fermi-infer[bench]"` installs the

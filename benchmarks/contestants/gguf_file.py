@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contestants.contestant import NotSupportedError
+from contestants.rotary import divisors
 from contestants.tensors import Checkpoint
 
 __all__ = ["write_gguf"]
@@ -50,7 +50,7 @@ def write_gguf(folder: Path, target: Path) -> None:
     writer.add_tokenizer_model("no_vocab")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     if checkpoint.rope_scaling:
-        writer.add_tensor("rope_freqs.weight", rope_factors(checkpoint))
+        writer.add_tensor("rope_freqs.weight", divisors(checkpoint))
     names = gguf.get_tensor_name_map(architecture, layers)
     for name in checkpoint:
         target_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -77,17 +77,3 @@ def interleaved(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     shape = values.shape
     halves = values.reshape(heads, 2, shape[0] // heads // 2, *shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(shape))
-
-
-def rope_factors(checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
-    """What each frequency is divided by under Llama 3's scaling, [head_dim / 2]."""
-    scaling = checkpoint.rope_scaling
-    if scaling["rope_type"] != "llama3":
-        raise NotSupportedError(f"rope scaling {scaling['rope_type']} is not converted to GGUF")
-    dim = checkpoint.head_dim
-    wavelengths = 2 * math.pi * checkpoint.rope_theta ** (np.arange(0, dim, 2) / dim)
-    turns = scaling["original_max_position_embeddings"] / wavelengths
-    low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    factors: npt.NDArray[np.float64] = 1 / ((1 - smooth) / factor + smooth)
-    return factors.astype(np.float32)
