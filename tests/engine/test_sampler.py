@@ -161,6 +161,61 @@ def test_a_draw_is_in_the_support(
     assert all(probabilities[token] > 0 for token in tokens)
 
 
+WIDE: dict[str, dict[str, Any]] = {  # so many tokens can be drawn that they are not gathered
+    "plain": {},
+    "top_p": {"top_p": 0.9},
+    "top_p of nearly all": {"top_p": 0.99999},
+    "top_p of few": {"top_p": 0.0005},
+    "top_k": {"top_k": 5000},
+    "top_k of nearly all": {"top_k": 9999},
+    "min_p": {"min_p": 0.01, "temperature": 2.0},
+    "min_p and top_k": {"min_p": 0.002, "top_k": 6000},
+    "min_p and top_p": {"min_p": 0.01, "top_p": 0.5, "temperature": 2.0},
+    "top_k and top_p": {"top_k": 5000, "top_p": 0.7},
+    "all of them": {"top_k": 5500, "top_p": 0.8, "min_p": 0.002},
+    "hot": {"top_p": 0.6, "temperature": 1000.0},  # logits that differ by less than a bin
+    "mask": {"top_p": 0.9, "allowed": set(range(1, 10_000, 2))},
+    "penalties": {"top_k": 4500, "top_p": 0.99, "repetition_penalty": 1.5, "prompt_token_ids": list(range(200))},
+}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_draws_follow_the_exact_probabilities(name: str, ties: bool) -> None:
+    logits, rules, count = features_logits(10_001) / 2, WIDE[name], 3000
+    logits[[50, 7000, 10_000]] = -np.inf, np.nan, -np.inf
+    if ties:
+        logits = np.round(logits) / 2  # some thousands of each: more than are selected among at a time
+    probabilities = reference_probabilities(logits, rules, OUTPUT)
+    counts = counts_of(logits, rules, OUTPUT, count)
+    # Sums in another order may move the border of a nucleus by a token.
+    assert counts[probabilities == 0].sum() <= (1 if "top_p" in rules else 0)
+    order = np.argsort(-probabilities, kind="stable")
+    observed, wanted = counts[order].cumsum() / count, probabilities[order].cumsum()
+    assert np.abs(observed - wanted).max() < 2.2 / np.sqrt(count)  # Kolmogorov–Smirnov, p < 1e-4
+
+
+@pytest.mark.parametrize("k", [1, 3, 1000, 4999, 5000, 5001])
+def test_wide_top_k_is_exact(k: int) -> None:
+    logits = np.round(features_logits(5001) * 4) / 4
+    sampler = Sampler(5001)
+    kept = set(np.lexsort((np.arange(5001), -logits))[:k].tolist())
+    rules = {"vocab_size": 5001, "top_k": k, "temperature": 50.0, "seed": 1}
+    drawn = sampler.sample(logits[None], [0] * 20_000, [Draws(stream=i, **rules) for i in range(20_000)])
+    assert set(drawn) <= kept
+    assert k > 1000 or set(drawn) == kept
+
+
+def test_plus_infinity_is_the_largest_number() -> None:
+    logits = features_logits(5001)
+    logits[[7, 4000]] = np.inf
+    for rules in ({}, {"top_p": 0.9}, {"top_k": 4500}, {"top_k": 2}, {"min_p": 0.1}):
+        drawn = Sampler(5001).sample(
+            logits[None], [0] * 50, [Draws(vocab_size=5001, seed=3, stream=i, **rules) for i in range(50)]
+        )
+        assert set(drawn) == {7, 4000}
+
+
 def test_greedy_takes_the_lowest_of_equal_logits() -> None:
     logits = np.zeros((1, 1000), np.float32)
     logits[0, [300, 700, 999]] = 2.0

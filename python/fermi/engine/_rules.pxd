@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
 
-from fermi.engine._numbers cimport bounded
+from fermi.engine._loops cimport apply_mask, bounded
 
 
 cdef struct Rules:
@@ -55,16 +55,10 @@ cdef inline void see(Rules* rules, int32_t token, int32_t times) noexcept nogil:
 
 cdef inline void adjust(Rules* rules, float* row, Py_ssize_t vocab) noexcept nogil:
     """Masks, penalties and bias, in place; `row` holds bounded logits."""
-    cdef Py_ssize_t i, word
+    cdef Py_ssize_t i
     cdef float logit
-    cdef uint32_t bits
     if rules.allowed != NULL:
-        for word in range((vocab + 31) // 32):
-            bits = rules.allowed[word]
-            if bits != 0xFFFFFFFFu:
-                for i in range(32 * word, min(32 * word + 32, vocab)):
-                    if not (bits >> (i & 31)) & 1:
-                        row[i] = -INFINITY
+        apply_mask(row, vocab, rules.allowed)
     if rules.drawn < rules.min_tokens:
         for i in range(<Py_ssize_t>rules.stops.size()):
             row[rules.stops[i]] = -INFINITY

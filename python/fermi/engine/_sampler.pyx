@@ -2,14 +2,18 @@
 # distutils: language = c++
 """Choice of tokens from logits, compiled: no Python per token of the vocabulary, no GIL."""
 
+from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY, log
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
-from fermi.engine._numbers cimport bounded, key_token, order_key, philox_4x32, uniform
+from fermi.engine._loops cimport (
+    bounded, copy_bounded, count_before, find_maxima, key_logit, key_token, order_key, weigh, weigh_kept,
+)
+from fermi.engine._numbers cimport philox_4x32, uniform
 from fermi.engine._row cimport (
-    CHUNK, Row, draw_any, draw_gathered, find_maxima, first, gather, gather_nucleus, keep_largest, kth_maximum, mass,
-    nucleus, shape_row, smallest, weigh, weigh_gathered,
+    FEW, SOME, Row, draw, draw_gathered, find_cut, first, gather, kth_key, kth_maximum, mass, nucleus, shape_row,
+    weigh_gathered,
 )
 from fermi.engine._rules cimport Rules, adjust, adjusts, penalizes, see
 
@@ -20,6 +24,7 @@ cdef extern from "<algorithm>" namespace "std" nogil:
 
 cdef enum:
     NEAR = 6  # logits over temperature: where most nuclei end
+    NO_TOKEN = 0xFFFFFFFF  # comes after every token of its logit
 
 
 def philox(uint64_t seed, uint64_t stream, uint64_t index):
@@ -163,47 +168,60 @@ cdef class Sampler:
     cdef int32_t choose(self, const float* logits, Rules* rules) noexcept nogil:
         """The row's token, or -1."""
         cdef Row* row = &self.row
-        cdef float temperature = rules.temperature
-        cdef float largest, threshold
-        cdef double total, u
-        cdef uint64_t cut = 0
-        cdef bint top_k = 0 < rules.top_k < self.vocab
-        cdef Py_ssize_t i
+        cdef float largest
         if adjusts(rules):
-            for i in range(self.vocab):
-                self.adjusted[i] = bounded(logits[i])
-            logits = self.adjusted.data()
+            logits = self.bound(logits)
             adjust(rules, self.adjusted.data(), self.vocab)
-        largest = find_maxima(row, logits)
+        largest = find_maxima(logits, self.vocab, row.maxima.data())
         if largest == -INFINITY:
             return -1
-        if temperature < <float>1e-5 or rules.top_k == 1:
+        if rules.temperature < <float>1e-5 or rules.top_k == 1:
             return <int32_t>first(row, logits, largest)
-        u = uniform(rules.seed, rules.stream, <uint64_t>rules.drawn)
-        if not top_k and rules.top_p >= 1.0 and rules.min_p <= 0.0:
-            return draw_any(row, u * weigh(row, logits, largest, temperature))
+        return self.draw(logits, rules, largest, uniform(rules.seed, rules.stream, <uint64_t>rules.drawn))
 
+    cdef const float* bound(self, const float* logits) noexcept nogil:
+        """A copy of them, each bounded."""
+        if logits != self.adjusted.data():
+            copy_bounded(logits, self.vocab, self.adjusted.data())
+        return self.adjusted.data()
+
+    cdef int32_t draw(self, const float* logits, Rules* rules, float largest, double u) noexcept nogil:
+        """A token at random. What few tokens can be is decided among them, without a look at the others."""
+        cdef Row* row = &self.row
+        cdef float scale = <float>1.0 / rules.temperature
+        cdef bint top_k = 0 < rules.top_k < self.vocab
+        cdef bint top_p = rules.top_p < 1.0
+        cdef float least = -INFINITY, threshold
+        cdef double total
+        cdef uint64_t cut = 0
+        if largest == FLT_MAX:
+            logits = self.bound(logits)
+        if rules.min_p > 0.0:
+            least = largest + rules.temperature * <float>log(rules.min_p)
         if top_k or rules.min_p > 0.0:
-            threshold = -INFINITY
+            threshold = max(least, kth_maximum(row, rules.top_k)) if top_k else least
+            if gather(row, logits, threshold, SOME if top_k else FEW):
+                if top_k:
+                    cut = kth_key(row, rules.top_k)
+                total = weigh_gathered(row, logits, largest, scale)
+                if top_p:
+                    cut = max(cut, nucleus(row, rules.top_p * total))
+                return draw_gathered(row, logits, cut, u)
             if rules.min_p > 0.0:
-                threshold = largest + temperature * <float>log(rules.min_p)
+                cut = order_key(least, NO_TOKEN)
+            total = weigh(logits, self.vocab, largest, scale, row.weights.data(), row.masses.data())
             if top_k:
-                threshold = max(threshold, kth_maximum(row, rules.top_k))
-            gather(row, logits, threshold)
-            if top_k:
-                keep_largest(row, rules.top_k)
-                cut = smallest(row)
-            total = weigh_gathered(row, logits, largest, temperature)
-            if rules.top_p < 1.0:
-                cut = max(cut, nucleus(row, rules.top_p * total))
+                cut = max(cut, find_cut(row, logits, largest, scale, rules.top_k, False))
+            total = weigh_kept(logits, self.vocab, cut, row.weights.data(), row.masses.data())
         else:
-            total = weigh(row, logits, largest, temperature)
-            gather(row, logits, largest - NEAR * temperature)
-            if mass(row, 0, row.keys.size()) >= rules.top_p * total:
-                cut = nucleus(row, rules.top_p * total)
-            else:
-                cut = gather_nucleus(row, logits, largest, temperature, rules.top_p)
-        return draw_gathered(row, logits, cut, u)
+            total = weigh(logits, self.vocab, largest, scale, row.weights.data(), row.masses.data())
+            if top_p and gather(row, logits, largest - <float>NEAR * rules.temperature, FEW):
+                if mass(row, 0, row.keys.size()) >= rules.top_p * total:
+                    return draw_gathered(row, logits, nucleus(row, rules.top_p * total), u)
+        if top_p:
+            cut = max(cut, find_cut(row, logits, largest, scale, rules.top_p * total, True))
+            total = weigh_kept(logits, self.vocab, cut, row.weights.data(), row.masses.data())
+        return draw(row, logits, cut, u * total)
 
     cdef void measure(
         self, const float* logits, Py_ssize_t token, Py_ssize_t top, float* value, int32_t* rank, int32_t* top_ids,
@@ -211,27 +229,26 @@ cdef class Sampler:
     ) noexcept nogil:
         """The log-probability and rank of a token, and the likeliest tokens with theirs."""
         cdef Row* row = &self.row
-        cdef float largest = find_maxima(row, logits)
-        cdef double total
-        cdef uint64_t key = order_key(bounded(logits[token]), token)
-        cdef Py_ssize_t chunk, i, found = 0
-        cdef int32_t above = 0
+        cdef float largest = find_maxima(logits, self.vocab, row.maxima.data())
+        cdef float own = bounded(logits[token])
+        cdef float threshold
+        cdef double total = 0  # no distribution
+        cdef Py_ssize_t i, found = 0
+        value[0] = -INFINITY
+        if largest == FLT_MAX:
+            logits = self.bound(logits)
         if largest > -INFINITY:
-            total = largest + log(weigh(row, logits, largest, 1.0))
-            value[0] = <float>(bounded(logits[token]) - total)
-        else:  # no distribution
-            total = 0
-            value[0] = -INFINITY
-        for chunk in range(row.chunks):
-            if row.maxima[chunk] >= bounded(logits[token]):
-                for i in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, self.vocab)):
-                    above += order_key(bounded(logits[i]), i) > key
-        rank[0] = above + 1
-        if top > 0:
-            gather(row, logits, kth_maximum(row, top))
-            keep_largest(row, top)
-            sort(row.keys.begin(), row.keys.end())
-            found = row.keys.size()
+            total = weigh(logits, self.vocab, largest, 1.0, row.weights.data(), row.masses.data())
+            if top > 0:
+                if not gather(row, logits, kth_maximum(row, top), FEW):
+                    threshold = key_logit(find_cut(row, logits, largest, 1.0, top, False))
+                    gather(row, logits, threshold, self.vocab)
+                kth_key(row, top)
+                sort(row.keys.begin(), row.keys.end())
+                found = row.keys.size()
+            total = largest + log(total)
+            value[0] = <float>(own - total)
+        rank[0] = <int32_t>count_before(logits, self.vocab, own, token) + 1
         for i in range(top):
             if i < found:
                 top_ids[i] = <int32_t>key_token(row.keys[found - 1 - i])
