@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ceiling import Ceiling
-from probe import Sample, sample, undisturbed
 
 from fermi import _C
+from fermi.bench.ceiling import Ceiling
+from fermi.bench.probe import Sample, sample, undisturbed
 
 BLOCK_SIZE = 16
 COLD_BYTES = 160 << 20

@@ -22,7 +22,6 @@ import json
 import time
 from pathlib import Path
 
-from ceiling import Ceiling
 from checkpoints import SHAPES, cache_folder, checkpoint
 from contestants import PEERS
 from contestants.case import CASES, QUICK, Case, parse
@@ -31,6 +30,7 @@ from contestants.report import HEADER, Row, line, plot
 from machine import describe_machine
 
 from fermi import _C
+from fermi.bench.ceiling import Ceiling
 
 FORMATS = ("bf16", "int8", "int4")
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from ceiling import Ceiling
-from probe import Repetition, interleave
-
 from contestants import FERMI
 from contestants.case import Case, digest
 from contestants.contestant import NotSupportedError
 from contestants.process import Process, settle
 from contestants.report import Row, line
+from fermi.bench.ceiling import Ceiling
+from fermi.bench.probe import Repetition, interleave
 
 __all__ = ["Contest", "Entrant"]
 

@@ -37,7 +37,7 @@ def undisturbed(samples: list[Sample]) -> list[float]:
 
 
 class Limits(Protocol):
-    """What a probe measures with: ``ceiling.Ceiling``, or an example of it in a test."""
+    """What a probe measures with: `fermi.bench.ceiling.Ceiling`, or an example of it in a test."""
 
     threads: int
 
