@@ -16,10 +16,10 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-from ceiling import Ceiling
 from checkpoints import SHAPES
 
 from fermi import _C
+from fermi.bench.ceiling import Ceiling
 from fermi.engine.engine import Engine, EngineConfig
 from fermi.engine.sampling import Sampling
 from fermi.engine.sequence import Request

@@ -27,6 +27,7 @@ from contestants import PEERS
 from contestants.case import CASES, QUICK, Case, parse
 from contestants.contest import Contest
 from contestants.report import HEADER, Row, line, plot
+from contestants.serving import serve
 from machine import describe_machine
 
 from fermi import _C
@@ -46,7 +47,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=_C.physical_cores())
     parser.add_argument("--repeats", type=int, default=None, help="default: 5, with --quick 3")
     parser.add_argument("--tokens", type=int, default=None, help="drawn in a repetition; default: 32, with --quick 16")
-    parser.add_argument("--quick", action="store_true", help=f"within 20 minutes on two cores: {QUICK}")
+    parser.add_argument("--quick", action="store_true", help="some cases, within 20 minutes on two cores")
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="also write machine and rows here")
     parser.add_argument("--plot", type=Path, default=Path("peers.png"), help="default: %(default)s")
@@ -58,7 +59,10 @@ def arguments_of() -> argparse.Namespace:
             if name not in known:
                 parser.error(f"there is no {what} {name}; there are {', '.join(known)}")
     try:
-        arguments.cases = parse(arguments.cases or (QUICK if arguments.quick else CASES))
+        arguments.cases = {
+            format: parse(arguments.cases or (QUICK[format] if arguments.quick else CASES))
+            for format in arguments.formats
+        }
     except ValueError as error:
         parser.error(str(error))
     arguments.repeats = arguments.repeats or (3 if arguments.quick else 5)
@@ -96,11 +100,12 @@ def main() -> None:
                     threads=arguments.threads,
                     repeats=arguments.repeats,
                     tokens=arguments.tokens,
+                    patience=0.5 if arguments.quick else 3.0,
                     limits=limits,
                     log=log,
                     say=lambda text: print(text, flush=True),
                 )
-                hold(contest, arguments.peers, arguments.cases)
+                hold(contest, arguments.peers, arguments.cases[format], arguments.cache)
                 versions |= contest.versions
                 rows += contest.rows
                 absent += [
@@ -122,12 +127,13 @@ def main() -> None:
     print(f"{time.monotonic() - start:.0f} s")
 
 
-def hold(contest: Contest, peers: list[str], cases: list[Case]) -> None:
+def hold(contest: Contest, peers: list[str], cases: list[Case], cache: Path) -> None:
     """All cases of one model in one format."""
     entrants = contest.enter(peers)
     contest.timed(entrants, [case for case in cases if case.kind in ("prefill", "decode")])
     contest.timed(entrants, [case for case in cases if case.kind == "batch"])
     contest.fresh(entrants, [case for case in cases if case.kind in ("load", "memory")])
+    serve(contest, entrants, [case for case in cases if case.kind == "served"], cache)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,11 @@ CASES = (
     "prefill_128,prefill_512,prefill_2048,prefill_4096,decode,decode_1024,decode_8192,batch_8,batch_16,"
     "load,memory,served_1,served_4,served_8,served_16"
 )
-QUICK = "prefill_512,decode,decode_1024,batch_8,load,memory"
+QUICK = {
+    "bf16": "prefill_512,decode,decode_1024,load,memory",
+    "int8": "prefill_512,decode,decode_1024,batch_8",
+    "int4": "prefill_512,decode,decode_1024",
+}
 SHORT = 16
 """Tokens of a prompt in a batch."""
 
@@ -32,10 +36,6 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind}_{self.number}" if self.number else self.kind
-
-    @property
-    def unit(self) -> str:
-        return {"load": "s", "memory": "MB"}.get(self.kind, "tok/s")
 
     @property
     def sequences(self) -> int:

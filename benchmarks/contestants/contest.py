@@ -46,6 +46,7 @@ class Contest:
     threads: int
     repeats: int
     tokens: int
+    patience: float
     limits: Ceiling
     log: IO[str]
     say: Callable[[str], None]
@@ -62,15 +63,15 @@ class Contest:
                     self.versions[name] = process.call("version")
                     variants = process.call("variants", format=self.format)
                     if not variants:
-                        self._miss("all", name, f"has no {self.format} on the CPU")
+                        self.miss("all", name, f"has no {self.format} on the CPU")
                     for variant in variants:
                         try:
                             path = process.call("prepare", checkpoint=str(self.checkpoint), variant=variant)
                             entrants.append(Entrant(name, variant, path))
                         except NotSupportedError as error:
-                            self._miss("all", f"{name} {variant}", str(error))
+                            self.miss("all", f"{name} {variant}", str(error))
             except NotSupportedError as error:
-                self._miss("all", name, str(error))
+                self.miss("all", name, str(error))
         return entrants
 
     def timed(self, entrants: Sequence[Entrant], cases: Sequence[Case]) -> None:
@@ -106,7 +107,7 @@ class Contest:
                     turns.append(Turn(f"{FERMI} {own}", process, own, self.tokens))
                     turns[-1].warm_up(self.vocabulary)
             except NotSupportedError as error:
-                self._miss(str(case), entrant.label, str(error))
+                self.miss(str(case), entrant.label, str(error))
         if not turns:
             return
         everyone = [process for _, process in opened]
@@ -114,7 +115,9 @@ class Contest:
         def measure(turn: Turn) -> Callable[[int], float]:
             return lambda repeat: turn.run(self.vocabulary, repeat)
 
-        results = interleave([measure(each) for each in turns], self.repeats, self.limits, lambda: settle(everyone))
+        results = interleave(
+            [measure(each) for each in turns], self.repeats, self.limits, lambda: settle(everyone), self.patience
+        )
         figures = {}
         for turn, kept in zip(turns, results, strict=True):
             figure = figures[turn.label] = figure_of(kept)
@@ -122,7 +125,7 @@ class Contest:
             if case.kind == "decode" and turn.label == FERMI:
                 moved = turn.process.call("decode_bytes", context=case.number + self.tokens // 2)
                 figure["share"] = statistics.median(each.value * moved / each.read for each in kept)
-        self._rows(case, figures)
+        self.add_rows(str(case), "tok/s", figures)
 
     def fresh(self, entrants: Sequence[Entrant], cases: Sequence[Case]) -> None:
         """Load and memory: every repetition in a process that has not opened the model before."""
@@ -149,9 +152,11 @@ class Contest:
 
                 return run
 
-            results = interleave([measure(each) for each in present], self.repeats, self.limits, lambda: None)
+            results = interleave(
+                [measure(each) for each in present], self.repeats, self.limits, lambda: None, self.patience
+            )
             figures = {entrant.label: figure_of(kept) for entrant, kept in zip(present, results, strict=True)}
-            self._rows(wanted["load"], figures)
+            self.add_rows("load", "s", figures)
         if "memory" in wanted:
             figures = {
                 label: {
@@ -160,23 +165,28 @@ class Contest:
                 }
                 for label, size in sizes.items()
             }
-            self._rows(wanted["memory"], figures)
+            self.add_rows("memory", "MB", figures)
+
+    def miss(self, case: str, label: str, reason: str) -> None:
+        """Notes why somebody does not take part."""
+        self.absent.append((case, label, reason))
+        self.say(f"{self.model} {self.format} {case}: {label} does not take part: {reason}")
 
     def _open(self, entrant: Entrant, setting: dict[str, int], case: str) -> Process | None:
         try:
             process = Process(entrant.name, self.threads, self.log, entrant.variant)
         except NotSupportedError as error:
-            self._miss(case, entrant.label, str(error))
+            self.miss(case, entrant.label, str(error))
             return None
         try:
             process.call("open", path=entrant.path, variant=entrant.variant, **setting)
         except NotSupportedError as error:
-            self._miss(case, entrant.label, str(error))
+            self.miss(case, entrant.label, str(error))
             process.close()
             return None
         return process
 
-    def _rows(self, case: Case, figures: dict[str, Row]) -> None:
+    def add_rows(self, case: str, unit: str, figures: dict[str, Row]) -> None:
         """A row for each other one: fermi's own figure beside it."""
         own = figures.pop(FERMI, None)
         if own is not None and not figures:
@@ -186,22 +196,18 @@ class Contest:
             row = {
                 "model": self.model,
                 "format": self.format,
-                "case": str(case),
+                "case": case,
                 "peer": label or None,
                 "fermi": own["value"] if own else None,
                 "peer_value": figure["value"],
-                "ratio": None if pair is None else pair[0] / pair[1] if case.unit == "tok/s" else pair[1] / pair[0],
-                "unit": case.unit,
+                "ratio": None if pair is None else pair[0] / pair[1] if unit == "tok/s" else pair[1] / pair[0],
+                "unit": unit,
                 "repeats": self.repeats,
                 "fermi_details": {key: value for key, value in (own or {}).items() if key != "value"},
                 "peer_details": {key: value for key, value in figure.items() if key != "value"},
             }
             self.rows.append(row)
             self.say(line(row))
-
-    def _miss(self, case: str, label: str, reason: str) -> None:
-        self.absent.append((case, label, reason))
-        self.say(f"{self.model} {self.format} {case}: {label} does not take part: {reason}")
 
 
 @dataclass
@@ -241,6 +247,6 @@ def figure_of(kept: Sequence[Repetition]) -> Row:
     return {
         "value": statistics.median(each.value for each in kept),
         "kept": len(kept),
-        "presence": min(each.presence for each in kept),
+        "undisturbed": all(each.undisturbed for each in kept),
         "read": statistics.median(each.read for each in kept),
     }

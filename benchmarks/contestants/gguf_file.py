@@ -1,4 +1,4 @@
-"""A checkpoint as a GGUF file of bf16 matrices and f32 vectors, without a vocabulary."""
+"""A checkpoint as a GGUF file of bf16 matrices and f32 vectors, with a made-up vocabulary."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_gguf(folder: Path, target: Path) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(checkpoint.rope_theta)
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    add_vocabulary(writer, config["vocab_size"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     if checkpoint.rope_scaling:
         writer.add_tensor("rope_freqs.weight", divisors(checkpoint))
@@ -70,6 +70,18 @@ def write_gguf(folder: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """The words "0", "1", … as tokens of a byte-pair encoding that merges nothing: servers want some text."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([str(token) for token in range(size)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * size)
+    writer.add_token_merges(["0 0"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
 
 
 def interleaved(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

@@ -28,6 +28,7 @@ FILE_TYPES = {
     "Q4_K_M": llama.LLAMA_FTYPE_MOSTLY_Q4_K_M,
 }
 BATCH = 512
+FLASH, PLAIN = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
 
 
 @llama.llama_log_callback  # type: ignore[untyped-decorator]
@@ -60,95 +61,122 @@ def open(path: Path, variant: str, setting: Setting) -> Contestant:
     return LlamaCpp(path, setting)
 
 
+def without_vocabulary() -> ctypes.Array[llama.llama_model_kv_override]:
+    """Overrides that keep it from reading the vocabulary, which prompts of token ids do not need."""
+    overrides: ctypes.Array[llama.llama_model_kv_override]
+    overrides = (llama.llama_model_kv_override * 2)()  # the second ends the list
+    overrides[0].key = b"tokenizer.ggml.model"
+    overrides[0].tag = llama.LLAMA_KV_OVERRIDE_TYPE_STR
+    overrides[0].value.val_str = b"no_vocab"
+    return overrides
+
+
 class LlamaCpp(Contestant):
-    """A model and one context at a time; a context is made anew when its flash attention is to be switched."""
+    """A model, and a context for each kind of attention that is still of interest."""
 
     def __init__(self, path: Path, setting: Setting) -> None:
         llama.llama_log_set(silent, None)
         llama.llama_backend_init()
         self._setting = setting
-        model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
-        if model is None:
+        parameters = llama.llama_model_default_params()
+        parameters.kv_overrides = without_vocabulary()
+        self._model = llama.llama_model_load_from_file(str(path).encode(), parameters)
+        if self._model is None:
             raise NotSupportedError(f"llama.cpp does not load {path.name}")
-        self._model = model
-        self._vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-        self._batch = llama.llama_batch_init(BATCH, 0, 1)
-        self._context: llama.llama_context_p | None = None
-        self._prompts: list[list[int]] = []
-        self._switch(llama.LLAMA_FLASH_ATTN_TYPE_ENABLED)
-
-    def _switch(self, flash: int) -> None:
-        if self._context is not None:
-            llama.llama_free(self._context)
-        parameters = llama.llama_context_default_params()
-        parameters.n_ctx = self._setting.context * self._setting.sequences
-        parameters.n_seq_max = self._setting.sequences
-        parameters.n_batch = parameters.n_ubatch = BATCH
-        parameters.n_threads = parameters.n_threads_batch = self._setting.threads
-        parameters.flash_attn_type = flash
-        self._context = llama.llama_init_from_model(self._model, parameters)
-        if self._context is None:
-            raise NotSupportedError("llama.cpp has no memory for the context")
-        self._memory = llama.llama_get_memory(self._context)
-        self._prompts = []
+        self._context = Context(self._model, FLASH, setting)
 
     def warm_up(self, prompts: Sequence[Sequence[int]], tokens: int) -> str:
-        """Times both kinds of attention, each once after a first run, and stays with the faster."""
+        """Times flash attention on and off, and stays with the faster."""
+        candidates = {self._context.flash: self._context}
         seconds = {}
-        for flash in (llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, llama.LLAMA_FLASH_ATTN_TYPE_DISABLED):
-            self._switch(flash)
-            for _ in range(2):
-                run = self.decode(prompts, tokens) if tokens else self.prefill(prompts[0])
+        for flash in (FLASH, PLAIN):
+            self._context = candidates.get(flash) or Context(self._model, flash, self._setting)
+            candidates[flash] = self._context
+            self.decode([[1]] * len(prompts), 4)  # touches all weights
+            run = self.decode(prompts, tokens) if tokens else self.prefill(prompts[0])
             seconds[flash] = run.seconds
         best = min(seconds, key=lambda flash: seconds[flash])
-        if best == llama.LLAMA_FLASH_ATTN_TYPE_ENABLED:
-            self._switch(best)
-            super().warm_up(prompts, tokens)
-        return f"flash attention {'on' if best else 'off'}"
+        self._context = candidates.pop(best)
+        for other in candidates.values():
+            other.close()
+        return f"flash attention {'on' if best == FLASH else 'off'}"
 
     def prefill(self, prompt: Sequence[int]) -> Run:
-        llama.llama_memory_clear(self._memory, False)
-        self._prompts = []
+        self._context.forget()
         start = time.perf_counter()
-        token = self._compute(list(prompt), 0)
+        token = self._context.compute(list(prompt), 0)
         return Run(time.perf_counter() - start, len(prompt), [[token]])
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-        if [list(prompt) for prompt in prompts] != self._prompts:
-            llama.llama_memory_clear(self._memory, False)
-            for sequence, prompt in enumerate(prompts):
-                if len(prompt) > 1:
-                    self._compute(list(prompt[:-1]), sequence)
-            self._prompts = [list(prompt) for prompt in prompts]
-        for sequence, prompt in enumerate(prompts):
-            llama.llama_memory_seq_rm(self._memory, sequence, len(prompt) - 1, -1)
-        rows = self._step([(prompt[-1], len(prompt) - 1, s) for s, prompt in enumerate(prompts)])
-        token_ids = [[token] for token in rows]
+        token_ids = [[token] for token in self._context.first_tokens([list(prompt) for prompt in prompts])]
         start = time.perf_counter()
         for step in range(tokens - 1):
             entries = [(ids[-1], len(prompts[s]) + step, s) for s, ids in enumerate(token_ids)]
-            for ids, token in zip(token_ids, self._step(entries), strict=True):
+            for ids, token in zip(token_ids, self._context.step(entries), strict=True):
                 ids.append(token)
         return Run(time.perf_counter() - start, (tokens - 1) * len(prompts), token_ids)
 
-    def _compute(self, tokens: list[int], sequence: int) -> int:
+
+class Context:
+    """The KV cache of some sequences, and the prompts that it holds.
+
+    Attributes:
+        flash: the kind of attention.
+    """
+
+    def __init__(self, model: llama.llama_model_p, flash: int, setting: Setting) -> None:
+        self.flash = flash
+        self._vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+        self._batch = llama.llama_batch_init(BATCH, 0, 1)
+        parameters = llama.llama_context_default_params()
+        parameters.n_ctx = setting.context * setting.sequences
+        parameters.n_seq_max = setting.sequences
+        parameters.n_batch = parameters.n_ubatch = BATCH
+        parameters.n_threads = parameters.n_threads_batch = setting.threads
+        parameters.flash_attn_type = flash
+        context = llama.llama_init_from_model(model, parameters)
+        if context is None:
+            raise NotSupportedError("llama.cpp has no memory for the context")
+        self._context = context
+        self._memory = llama.llama_get_memory(context)
+        self._prompts: list[list[int]] = []
+
+    def close(self) -> None:
+        """Frees the cache."""
+        llama.llama_batch_free(self._batch)
+        llama.llama_free(self._context)
+
+    def forget(self) -> None:
+        """Empties the cache."""
+        llama.llama_memory_clear(self._memory, False)
+        self._prompts = []
+
+    def first_tokens(self, prompts: list[list[int]]) -> list[int]:
+        """The token after each prompt; what the cache holds of the same prompts is used again."""
+        if prompts != self._prompts:
+            self.forget()
+            for sequence, prompt in enumerate(prompts):
+                if len(prompt) > 1:
+                    self.compute(prompt[:-1], sequence)
+            self._prompts = prompts
+        for sequence, prompt in enumerate(prompts):
+            llama.llama_memory_seq_rm(self._memory, sequence, len(prompt) - 1, -1)
+        return self.step([(prompt[-1], len(prompt) - 1, sequence) for sequence, prompt in enumerate(prompts)])
+
+    def compute(self, tokens: list[int], sequence: int) -> int:
         """Computes a prompt's tokens in batches; the token that follows."""
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
-            self._fill([(token, start + i, sequence) for i, token in enumerate(part)])
-            self._batch.logits[len(part) - 1] = start + len(part) == len(tokens)
-            self._decode()
-        return self._largest(len(part) - 1)
+            last = start + len(part) == len(tokens)
+            rows = self._decode([(token, start + i, sequence) for i, token in enumerate(part)], [len(part) - 1] * last)
+        return rows[0]
 
-    def _step(self, entries: list[tuple[int, int, int]]) -> list[int]:
+    def step(self, entries: list[tuple[int, int, int]]) -> list[int]:
         """One token of each sequence: (token, position, sequence) in, the tokens that follow out."""
-        self._fill(entries)
-        for row in range(len(entries)):
-            self._batch.logits[row] = 1
-        self._decode()
-        return [self._largest(row) for row in range(len(entries))]
+        return self._decode(entries, list(range(len(entries))))
 
-    def _fill(self, entries: list[tuple[int, int, int]]) -> None:
+    def _decode(self, entries: list[tuple[int, int, int]], wanted: list[int]) -> list[int]:
+        """Computes a batch; the tokens that follow the ``wanted`` rows."""
         batch = self._batch
         batch.n_tokens = len(entries)
         for row, (token, position, sequence) in enumerate(entries):
@@ -157,13 +185,12 @@ class LlamaCpp(Contestant):
             batch.n_seq_id[row] = 1
             batch.seq_id[row][0] = sequence
             batch.logits[row] = 0
-
-    def _decode(self) -> None:
-        assert self._context is not None
-        if llama.llama_decode(self._context, self._batch) != 0:
+        for row in wanted:
+            batch.logits[row] = 1
+        if llama.llama_decode(self._context, batch) != 0:
             raise RuntimeError("llama_decode failed")
+        return [self._largest(row) for row in wanted]
 
     def _largest(self, row: int) -> int:
-        assert self._context is not None
         logits = llama.llama_get_logits_ith(self._context, row)
         return int(np.argmax(np.ctypeslib.as_array(logits, (self._vocabulary,))))

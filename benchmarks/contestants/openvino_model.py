@@ -70,9 +70,7 @@ class Builder:
         logits = ops.matmul(x, table if tied else self.weight("lm_head.weight", head=True), False, True)
         logits.output(0).get_tensor().set_names({"logits"})
         result = ops.result(logits, "logits")
-        model = ov.Model([result], self.sinks, parameters, self.variables, "model")
-        model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"]) if self.format == "bf16" else None
-        return model
+        return ov.Model([result], self.sinks, parameters, self.variables, "model")
 
     def _rotary_and_mask(self) -> None:
         frequencies = ops.constant(inverse_frequencies(self.tensors).reshape(1, -1, 1))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import psutil
 
@@ -105,7 +105,14 @@ class Process:
         self.close()
 
 
-def settle(processes: Iterable[Process], patience: float = 2.0) -> None:
+class Busy(Protocol):
+    """A process that may be at work."""
+
+    def processor_seconds(self) -> float:
+        """CPU time so far."""
+
+
+def settle(processes: Iterable[Busy], patience: float = 2.0) -> None:
     """Waits until none of them uses a processor any more: thread pools spin for a while after their last work."""
     end = time.monotonic() + patience
     processes = list(processes)

@@ -10,23 +10,25 @@ __all__ = ["HEADER", "Row", "line", "plot"]
 
 Row = dict[str, Any]
 HEADER = (
-    f"{'model':12} {'format':6} {'case':13} {'peer':24} {'fermi':>8} {'peer':>8} {'unit':5} {'ratio':>6} {'share':>6}"
+    f"{'model':12} {'format':6} {'case':15} {'peer':24} {'fermi':>8} {'peer':>8} {'unit':5} {'ratio':>6} {'share':>6}"
     f" {'kept':>5} {'GB/s':>5}  {'tokens':17}  peer's note"
 )
 
 
 def line(row: Row) -> str:
-    """One row. ``share``: of the read bandwidth, by fermi; ``kept``: repetitions with the machine all there."""
+    """One row. ``share``: of the read bandwidth, by fermi; ``kept``: repetitions that count, ~ where none was quiet."""
     own, other = row["fermi_details"], row["peer_details"]
-    kept = min(each["kept"] for each in (own, other) if "kept" in each) if "kept" in own or "kept" in other else None
+    ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    share = f"{own['share']:.0%}" if "share" in own else ""
+    counts = [each["kept"] for each in (own, other) if "kept" in each]
+    quiet = own.get("undisturbed", True) and other.get("undisturbed", True)
+    kept = f"{'' if quiet else '~'}{min(counts)}/{row['repeats']}" if counts else ""
     read = own.get("read") or other.get("read")
     texts = [
-        f"{row['model']:12} {row['format']:6} {row['case']:13} {row['peer'] or '-':24}",
-        f"{number(row['fermi']):>8} {number(row['peer_value']):>8} {row['unit']:5}",
-        f"{'-' if row['ratio'] is None else format(row['ratio'], '.2f'):>6}",
-        f"{format(own['share'], '.0%') if 'share' in own else '':>6}",
-        f"{f'{kept}/' + str(row['repeats']) if kept else '':>5} {format(read / 1e9, '.0f') if read else '':>5}",
-        f" {own.get('tokens', ''):8} {other.get('tokens', ''):8}  {other.get('note', '')}",
+        f"{row['model']:12} {row['format']:6} {row['case']:15} {row['peer'] or '-':24}",
+        f"{number(row['fermi']):>8} {number(row['peer_value']):>8} {row['unit']:5} {ratio:>6} {share:>6} {kept:>5}",
+        f"{read / 1e9 if read else 0:5.0f}  {own.get('tokens', ''):8} {other.get('tokens', ''):8}",
+        f" {other.get('note', '')}",
     ]
     return " ".join(texts).rstrip()
 
@@ -43,7 +45,7 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import patches, pyplot
+    from matplotlib import patches, pyplot, ticker
 
     rows = [row for row in rows if row["ratio"] is not None]
     if not rows:
@@ -60,8 +62,11 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
             width = 0.8 / len(group)
             for place, row in enumerate(group):
                 left = index - 0.4 + (place + 0.5) * width
-                axis.bar(left, row["ratio"], width * 0.95, color=colours[row["peer"]])
+                axis.bar(left, row["ratio"] - 1, width * 0.95, color=colours[row["peer"]], bottom=1)
                 axis.text(left, row["ratio"], f"{row['ratio']:.2f}", ha="center", va="bottom", fontsize=7)
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.margins(y=0.15)
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_xticks(range(len(cases)), cases)
         axis.set_ylabel("fermi : peer")

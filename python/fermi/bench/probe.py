@@ -71,6 +71,7 @@ def probe(limits: Limits) -> Probe:
 class Repetition(NamedTuple):
     """A value measured between two probes."""
 
+    repeat: int
     value: float
     before: Probe
     after: Probe
@@ -84,34 +85,54 @@ class Repetition(NamedTuple):
         """Read bandwidth around the measurement: the mean of both probes."""
         return (self.before.read + self.after.read) / 2
 
+    @property
+    def undisturbed(self) -> bool:
+        """Whether the machine was all there before and after."""
+        return self.presence > PRESENT
+
 
 def kept(repetitions: Sequence[Repetition], read: float) -> list[Repetition]:
     """The repetitions with the machine all there before and after; where there are none, the better half.
 
     ``read``: the usual read bandwidth. Repetitions that saw much less of it were disturbed, too.
     """
-    good = [r for r in repetitions if r.presence > PRESENT and min(r.before.read, r.after.read) > STEADY * read]
+    good = [r for r in repetitions if r.undisturbed and min(r.before.read, r.after.read) > STEADY * read]
     if good:
         return good
     order = sorted(repetitions, key=lambda r: -r.presence * min(r.before.read, r.after.read))
     return order[: max(1, (len(order) + 1) // 2)]
 
 
+def probe_when_there(limits: Limits, patience: float) -> Probe:
+    """Probes until the machine is all there, for some seconds at most; the best probe."""
+    end = time.monotonic() + patience
+    best = probe(limits)
+    while best.presence <= PRESENT and time.monotonic() < end:
+        time.sleep(0.1)
+        best = max(best, probe(limits))
+    return best
+
+
 def interleave(
-    contestants: Sequence[Callable[[int], float]], repeats: int, limits: Limits, settle: Callable[[], None]
+    contestants: Sequence[Callable[[int], float]],
+    repeats: int,
+    limits: Limits,
+    settle: Callable[[], None],
+    patience: float,
 ) -> list[list[Repetition]]:
     """Times the contestants in turns, A B A B, with a probe before and after each.
 
-    Each is called with the number of the repetition and returns its value; ``settle``, called
-    before each probe, waits until no contestant is busy any more. Returns the kept repetitions of each.
+    Each is called with the number of the repetition and returns its value; ``settle``, called before each probe, waits
+    until no contestant is busy any more. Before a repetition the machine is given ``patience`` seconds to be all
+    there. Returns the kept repetitions of each.
     """
     repetitions: list[list[Repetition]] = [[] for _ in contestants]
     for repeat in range(repeats):
         for index, measure in enumerate(contestants):
             settle()
-            before = probe(limits)
+            before = probe_when_there(limits, patience)
             value = measure(repeat)
             settle()
-            repetitions[index].append(Repetition(value, before, probe(limits)))
+            repetitions[index].append(Repetition(repeat, value, before, probe(limits)))
     usual = statistics.median(r.read for each in repetitions for r in each)
     return [kept(each, usual) for each in repetitions]
