@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 from fermi.errors import FermiError
 
-COMMANDS = ("serve", "chat", "generate")
+COMMANDS = ("serve", "chat", "generate", "bench")
 
 
 class Command(Protocol):

@@ -38,6 +38,9 @@ class StepRunner(Protocol):
     def compute(self, work: list[Work]) -> npt.NDArray[np.float32]:
         """Logits of the positions that the work scores."""
 
+    def cost(self, work: list[Work]) -> tuple[int, int]:
+        """Bytes that the work must move and operations that it must do."""
+
 
 class Engine:
     """A model that serves many requests at a time, each as if it were alone. For one thread.
@@ -45,7 +48,7 @@ class Engine:
     ``step`` computes some tokens of some requests and returns their news; call it while ``has_work``.
     """
 
-    def __init__(self, model: Model, config: EngineConfig) -> None:
+    def __init__(self, model: Model, config: EngineConfig, *, scheduler: type[Scheduler] = Scheduler) -> None:
         """Allocates the KV cache. ConfigError when it would not hold one sequence of ``max_model_len`` tokens."""
         size = cache_size(config, model.kv_spec, model.max_position_embeddings, model.backend.memory()[0])
         pool = BlockPool(
@@ -67,7 +70,7 @@ class Engine:
             max_model_len=size.max_model_len,
             batch_invariant=config.batch_invariant,
         )
-        self._assemble(Scheduler(pool, limits), runner, time.monotonic)
+        self._assemble(scheduler(pool, limits), runner, time.monotonic)
 
     @classmethod
     def assemble(cls, scheduler: Scheduler, runner: StepRunner, clock: Callable[[], float]) -> Engine:
@@ -119,6 +122,26 @@ class Engine:
         except Exception as error:
             return self._scheduler.fail(f"{type(error).__name__}: {error}", self._clock())
         return self._scheduler.commit(plan, output, self._clock())
+
+    def cost(self, sequences: int, tokens: int, context: int) -> tuple[int, int]:
+        """Bytes that must be moved and operations that must be done, at the least, for ``tokens`` of each of so many
+        sequences after ``context`` others, each sequence in chunks of a step."""
+        pool, limits = self._scheduler.pool, self._scheduler.limits
+        length = context + tokens
+        request = Request(id="", prompt_token_ids=array("i", bytes(4 * length)), sampling=Sampling())
+        moved = computed = 0
+        chunk = max(1, limits.max_num_batched_tokens // sequences)
+        for start in range(context, length, chunk):
+            work = []
+            for _ in range(sequences):
+                sequence = Group(request, 0.0, 0, b"").sequences[0]
+                sequence.blocks = array("i", bytes(4 * -(-length // pool.block_size)))  # any: nothing runs
+                part = Work(sequence, start, min(chunk, length - start))
+                part.draws = [sequence] if start + part.length == length else []
+                work.append(part)
+            step_moved, step_computed = self._runner.cost(work)
+            moved, computed = moved + step_moved, computed + step_computed
+        return moved, computed
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """The raw logits after each token: float32 [tokens, vocab]. Uses free blocks, so not while requests run.

@@ -64,6 +64,11 @@ class Runner:
         step.run()
         return logits.numpy()
 
+    def cost(self, work: list[Work]) -> tuple[int, int]:
+        """Bytes that the work must move and operations that it must do, each weight, key and value read once."""
+        step, _ = self.describe(mixed_batch(work, list(_logit_rows(work)), self.block_size))
+        return sum(cost.bytes for cost in step.costs), sum(cost.operations for cost in step.costs)
+
     def describe(self, batch: Batch) -> tuple[_C.Recording, _C.Tensor]:
         """The model called on a batch, as a recording that has not run, and the logits it will give."""
         with _C.record(self._model.backend, batch_invariant=self._batch_invariant) as step:
