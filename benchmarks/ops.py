@@ -1,7 +1,7 @@
 """Each op at the shapes of real models: time, GB/s, GFLOP/s, and its share of what this machine can do at most.
 
 python benchmarks/ops.py [--model llama-1b,qwen3-0.6b] [--phase decode,batch,prefill] [--dtype bf16] [--threads 2]
-                         [--architecture avx512] [--only linear] [--repeats 11] [--json FILE]
+                         [--cache i8] [--architecture avx512] [--only linear] [--repeats 11] [--json FILE]
 
 The share is the time that the bytes or the operations of the op need at the limits measured beside it, whichever is
 longer, over the time it took. Repetitions alternate with samples of those limits, and repetitions during which the
@@ -61,7 +61,14 @@ class Phase:
         return self.sequences * self.queries
 
 
-PHASES = {"decode": Phase(1, 1, 1024), "batch": Phase(8, 1, 1024), "prefill": Phase(1, 512, 512)}
+PHASES = {
+    "decode": Phase(1, 1, 1024),
+    "decode_8192": Phase(1, 1, 8192),
+    "batch": Phase(8, 1, 1024),
+    "batch_16": Phase(16, 1, 256),
+    "prefill": Phase(1, 512, 512),
+    "prefill_4096": Phase(1, 512, 4096),
+}
 
 
 class Memory:
@@ -72,6 +79,8 @@ class Memory:
         self.dtype = dtype
         if dtype == "f32":
             values = generator.standard_normal(1 << 20, np.float32)
+        elif dtype == "i8":
+            values = generator.integers(-127, 128, 1 << 20, dtype=np.int8)
         elif dtype == "f16":
             values = generator.standard_normal(1 << 20, np.float32).astype(np.float16)
         else:
@@ -101,8 +110,11 @@ def indices(values: object) -> _C.Tensor:
 Describe = Callable[[], object]
 
 
-def describe_ops(model: Model, phase: Phase, memory: Memory) -> Iterator[tuple[str, Describe]]:
-    """(name, call) of every op of a layer, then of the embedding and the head; a call takes fresh memory."""
+def describe_ops(model: Model, phase: Phase, memory: Memory, kept: Memory) -> Iterator[tuple[str, Describe]]:
+    """(name, call) of every op of a layer, then of the embedding and the head.
+
+    A call takes fresh memory; keys and values take that of ``kept``.
+    """
     tokens, dim = phase.tokens, model.head_dim
     q_size, kv_size = model.heads * dim, model.kv_heads * dim
     x, wide = activations(tokens, model.hidden), activations(tokens, q_size)
@@ -122,15 +134,19 @@ def describe_ops(model: Model, phase: Phase, memory: Memory) -> Iterator[tuple[s
     def weights(columns: int, *rows: int) -> list[_C.Weight]:
         return [_C.Weight(memory.take(n, columns)) for n in rows]
 
+    shape = (phase.sequences * blocks, model.kv_heads, BLOCK_SIZE, dim)
+    scales = {}
+    if kept.dtype == "i8":
+        scales = {name: activations(*shape[:3]) for name in ("key_scales", "value_scales")}
+
     def cache() -> tuple[_C.Tensor, _C.Tensor]:
-        shape = (phase.sequences * blocks, model.kv_heads, BLOCK_SIZE, dim)
-        return memory.take(*shape), memory.take(*shape)
+        return kept.take(*shape), kept.take(*shape)
 
     yield "rms_norm", lambda: _C.rms_norm(x, memory.take(model.hidden), 1e-6)
     yield "linear qkv", lambda: _C.linear(x, weights(model.hidden, q_size, kv_size, kv_size))
     yield "rope_angles", lambda: _C.rope_angles(positions, positions, frequencies)
-    yield "rope_append", lambda: _C.rope_append(q, k, v, angles, slots, *cache())
-    yield "attention", lambda: _C.attention(q, *cache(), tables, starts, contexts, scale=dim**-0.5)
+    yield "rope_append", lambda: _C.rope_append(q, k, v, angles, slots, *cache(), **scales)
+    yield "attention", lambda: _C.attention(q, *cache(), tables, starts, contexts, scale=dim**-0.5, **scales)
     yield "linear output", lambda: _C.linear(wide, weights(q_size, model.hidden))
     yield "add_rms_norm", lambda: _C.add_rms_norm(x, activations(tokens, model.hidden), memory.take(model.hidden), 1e-6)
     yield "linear gate up", lambda: _C.linear(x, weights(model.hidden, model.intermediate, model.intermediate))
@@ -156,7 +172,7 @@ class Result:
 
     def __str__(self) -> str:
         bandwidth, rate = self.bytes / self.seconds / 1e9, self.operations / self.seconds / 1e9
-        case = f"{self.model:11} {self.phase:8} {self.op:17}"
+        case = f"{self.model:11} {self.phase:12} {self.op:17}"
         return f"{case} {self.seconds * 1e6:10.1f} {bandwidth:7.1f} {rate:9.1f} {self.share:7.0%}"
 
 
@@ -200,6 +216,7 @@ def main() -> None:
     parser.add_argument("--model", default="llama-1b,qwen3-0.6b", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--phase", default="decode,batch,prefill", help=f"of {', '.join(PHASES)}")
     parser.add_argument("--dtype", default="bf16", choices=["f32", "f16", "bf16"], help="of weights and KV cache")
+    parser.add_argument("--cache", choices=["f32", "f16", "bf16", "i8"], help="of the KV cache, if another")
     parser.add_argument("--threads", type=int, default=_C.physical_cores())
     parser.add_argument("--architecture", default=_C.cpu_architectures()[0], choices=_C.cpu_architectures())
     parser.add_argument("--only", default="", help="ops whose name contains this")
@@ -208,7 +225,7 @@ def main() -> None:
     arguments = parser.parse_args()
     backend = _C.open_backend("cpu", threads=arguments.threads, architecture=arguments.architecture)
     print(backend.description, arguments.dtype)
-    print(f"{'model':11} {'phase':8} {'op':17} {'µs':>10} {'GB/s':>7} {'GFLOP/s':>9} {'share':>7}")
+    print(f"{'model':11} {'phase':12} {'op':17} {'µs':>10} {'GB/s':>7} {'GFLOP/s':>9} {'share':>7}")
     results = []
     with Ceiling(arguments.architecture, arguments.threads, megabytes=256) as ceiling:
         rounded = arguments.dtype == "bf16" and ceiling.bf16() > 0
@@ -216,12 +233,14 @@ def main() -> None:
             model = MODELS[model_name]
             size = max(COLD_BYTES, model.vocabulary * model.hidden * 4)
             memory = Memory(2 * size, arguments.dtype)
+            cache = Memory(2 * COLD_BYTES, arguments.cache) if arguments.cache else memory
             for phase_name in arguments.phase.split(","):
-                for op, describe in describe_ops(model, PHASES[phase_name], memory):
+                for op, describe in describe_ops(model, PHASES[phase_name], memory, cache):
                     if arguments.only not in op:
                         continue
                     step, copies = record(backend, describe)
-                    peak = ceiling.bf16 if rounded and op.startswith("linear") else ceiling.f32
+                    pairs = op.startswith("linear") or (op == "attention" and PHASES[phase_name].queries > 4)
+                    peak = ceiling.bf16 if rounded and pairs else ceiling.f32
                     seconds, share = measure(step, copies, ceiling, peak, arguments.repeats)
                     cost = step.costs[0]
                     result = Result(model_name, phase_name, op, seconds, cost.bytes, cost.operations, share)

@@ -39,6 +39,8 @@ class LLM:
         dtype: of the weights: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"``, ``"float16"``.
         max_model_len: tokens of prompt and reply together; the model's own limit by default.
         kv_cache_memory: hard bound of the KV cache: bytes, or a share of the free memory (``0.25``, ``"2GiB"``).
+        kv_cache_dtype: of the KV cache: ``"auto"`` (the weights'), ``"float32"``, ``"bfloat16"``, ``"float16"``,
+            ``"int8"``.
         threads: on the CPU; one per physical core by default.
         revision: branch, tag or commit on the hub.
         offline: use only files that are already here.
@@ -58,6 +60,7 @@ class LLM:
         dtype: str = "auto",
         max_model_len: int | None = None,
         kv_cache_memory: int | float | str | None = None,
+        kv_cache_dtype: str | None = None,
         threads: int | None = None,
         revision: str | None = None,
         offline: bool | None = None,
@@ -75,6 +78,7 @@ class LLM:
             "engine.max_model_len": max_model_len,
             "engine.threads": threads,
             "cache.kv_cache_memory": kv_cache_memory,
+            "cache.kv_cache_dtype": kv_cache_dtype,
         }
         read = read_settings(named, settings)
         self._loaded: LoadedModel = load(model, read)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fermi import _C
 from fermi.config import Settings, load_settings
@@ -22,6 +22,13 @@ from fermi.text.tokenizer import Tokenizer
 __all__ = ["LoadedModel", "load", "read_settings"]
 
 _DTYPES: Mapping[str, str] = {"auto": "auto", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_CACHE_DTYPES: Mapping[str, Literal["auto", "f32", "bf16", "f16", "i8"]] = {
+    "auto": "auto",
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "int8": "i8",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ def load(source: str, settings: Settings) -> LoadedModel:
             prefix_cache=settings.engine.prefix_cache,
             eviction=settings.engine.eviction,
             kv_cache_memory=settings.cache.kv_cache_memory,
+            kv_cache_dtype=_CACHE_DTYPES[settings.cache.kv_cache_dtype],
             batch_invariant=settings.engine.batch_invariant,
         ),
     )

@@ -18,6 +18,11 @@ def test_bytes_are_a_hard_bound() -> None:
     assert (size.blocks, size.max_model_len) == (10, 100)
 
 
+def test_integers_count_with_their_scales() -> None:
+    assert KVSpec(layers=2, kv_heads=2, head_dim=4, dtype="bf16").bytes_per_token == 64
+    assert KVSpec(layers=2, kv_heads=2, head_dim=4, dtype="i8").bytes_per_token == 2 * 2 * 2 * (4 + 4)
+
+
 def test_more_than_is_free_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"kv_cache_memory \(4611686018427387904 bytes\) is more than the 1000 bytes"):
         cache_size(EngineConfig(kv_cache_memory=2**62), SPEC, 1000, 1000)
@@ -65,6 +70,7 @@ def test_the_model_bounds_the_context() -> None:
         {"max_model_len": 0},
         {"eviction": "random"},
         {"kv_cache_memory": 0},
+        {"kv_cache_dtype": "int8"},
         {"kv_cache_memory": 1.5},
     ],
 )

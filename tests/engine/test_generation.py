@@ -66,7 +66,7 @@ def engine(model: Model, **config: Any) -> Engine:
     for cache in made._runner._kv:  # type: ignore[attr-defined]
         for tensor in cache.tensors:
             numbers = tensor.numpy()
-            numbers[:] = 0x7FC0 if numbers.dtype == np.uint16 else np.nan
+            numbers[:] = {np.dtype(np.uint16): 0x7FC0, np.dtype(np.int8): -128}.get(numbers.dtype, np.nan)
     return made
 
 
@@ -131,21 +131,23 @@ def test_greedy_tokens_are_the_same_alone_batched_chunked_preempted_and_cached(m
     assert tight.stats().preemptions > 0
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
-def test_batch_invariant_logits_are_bitwise_the_same(backend: _C.Backend, dtype: _C.DTypeName) -> None:
+@pytest.mark.parametrize(("dtype", "cache"), [("f32", "auto"), ("bf16", "auto"), ("f16", "auto"), ("bf16", "i8")])
+def test_batch_invariant_logits_are_bitwise_the_same(backend: _C.Backend, dtype: _C.DTypeName, cache: str) -> None:
     model = tiny(backend, dtype)
     items = requests(logprobs=8)
-    expected = alone(model, items, batch_invariant=True)
+    options = {"batch_invariant": True, "kv_cache_dtype": cache}
+    expected = alone(model, items, **options)
 
     def same(events: dict[str, list[Event]]) -> bool:
         return tokens(events) == tokens(expected) and logprobs(events) == logprobs(expected)
 
-    batched = engine(model, batch_invariant=True)
+    batched = engine(model, **options)
     assert same(run(batched, items))
     assert same(run(batched, items))
-    assert same(run(engine(model, batch_invariant=True, max_num_batched_tokens=9, max_num_seqs=8), items, stagger=2))
-    memory = model.kv_spec.bytes_per_token * 176
-    tight = engine(model, batch_invariant=True, kv_cache_memory=memory, max_model_len=150)
+    assert batched.stats().blocks.hit_tokens > 100
+    assert same(run(engine(model, **options, max_num_batched_tokens=9, max_num_seqs=8), items, stagger=2))
+    memory = batched.kv_spec.bytes_per_token * 176
+    tight = engine(model, **options, kv_cache_memory=memory, max_model_len=150)
     assert same(run(tight, items))
     assert tight.stats().preemptions > 0
 

@@ -95,6 +95,12 @@ class CacheSettings(Section):
         "than max_num_seqs sequences of max_model_len tokens need.",
         env="FERMI_KV_CACHE_MEMORY",
     )
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = setting(
+        "auto",
+        "Type of the KV cache; auto is that of the weights' floats. int8 takes half of the memory of bfloat16, with a "
+        "scale for each head and token.",
+        env="FERMI_KV_CACHE_DTYPE",
+    )
     hub_dir: Path | None = setting(
         None, "Where downloaded models are kept; by default huggingface_hub's own cache.", env="HF_HUB_CACHE"
     )

@@ -27,6 +27,7 @@ class EngineConfig:
         eviction: which kept blocks leave first when memory is needed.
         kv_cache_memory: hard bound of the KV cache: bytes (int) or a share of the free memory (float). None: 25 %, but
             no more than ``max_num_seqs`` sequences of ``max_model_len`` tokens need.
+        kv_cache_dtype: what the KV cache holds; auto: what the model says. i8 comes with a scale per head and token.
         batch_invariant: compute every row in the same order of summation whatever else is in the step.
     """
 
@@ -37,6 +38,7 @@ class EngineConfig:
     prefix_cache: bool = True
     eviction: Literal["lru", "lfu", "fifo"] = "lru"
     kv_cache_memory: int | float | None = None
+    kv_cache_dtype: Literal["auto", "f32", "f16", "bf16", "i8"] = "auto"
     batch_invariant: bool = False
 
     def __post_init__(self) -> None:
@@ -53,6 +55,8 @@ class EngineConfig:
             raise ConfigError(f"max_model_len must be at least 1, got {self.max_model_len}")
         if self.eviction not in ("lru", "lfu", "fifo"):
             raise ConfigError(f"eviction must be lru, lfu or fifo, got {self.eviction!r}")
+        if self.kv_cache_dtype not in ("auto", "f32", "f16", "bf16", "i8"):
+            raise ConfigError(f"kv_cache_dtype must be auto, f32, f16, bf16 or i8, got {self.kv_cache_dtype!r}")
         memory = self.kv_cache_memory
         if memory is not None and (memory <= 0 or (isinstance(memory, float) and memory > 1)):
             raise ConfigError(f"kv_cache_memory must be bytes, or a share in (0, 1] of the free memory, got {memory!r}")

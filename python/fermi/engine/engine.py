@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from fermi.engine.sampling import Sampling
 from fermi.engine.scheduler import Scheduler, SchedulerStats
 from fermi.engine.sequence import Group, Request
 from fermi.errors import EngineError
-from fermi.models import KVCache, Model
+from fermi.models import KVCache, KVSpec, Model
 
 __all__ = ["Engine", "EngineConfig", "StepRunner"]
 
@@ -46,11 +47,19 @@ class Engine:
     """A model that serves many requests at a time, each as if it were alone. For one thread.
 
     ``step`` computes some tokens of some requests and returns their news; call it while ``has_work``.
+
+    Attributes:
+        kv_spec: what is cached for each token.
     """
+
+    kv_spec: KVSpec
 
     def __init__(self, model: Model, config: EngineConfig, *, scheduler: type[Scheduler] = Scheduler) -> None:
         """Allocates the KV cache. ConfigError when it would not hold one sequence of ``max_model_len`` tokens."""
-        size = cache_size(config, model.kv_spec, model.max_position_embeddings, model.backend.memory()[0])
+        spec = model.kv_spec
+        if config.kv_cache_dtype != "auto":
+            spec = replace(spec, dtype=config.kv_cache_dtype)
+        size = cache_size(config, spec, model.max_position_embeddings, model.backend.memory()[0])
         pool = BlockPool(
             size.blocks, config.block_size, eviction_policy(config.eviction) if config.prefix_cache else None
         )
@@ -62,7 +71,8 @@ class Engine:
             max_scored_rows=max(16, SCORED_NUMBERS // model.vocab_size),
             rope_original_length=model.rope_original_length if model.rope_depends_on_length else None,
         )
-        kv = KVCache.allocate(model.kv_spec, size.blocks, config.block_size, model.backend)
+        self.kv_spec = spec
+        kv = KVCache.allocate(spec, size.blocks, config.block_size, model.backend)
         runner = Runner(
             model,
             kv,

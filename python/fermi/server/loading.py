@@ -59,7 +59,7 @@ def _facts(name: str, loaded: LoadedModel, settings: Settings) -> Mapping[str, s
     """What the banner says."""
     model, backend = loaded.model, loaded.model.backend
     tokens = loaded.engine.stats().blocks.total * settings.engine.block_size
-    cache = tokens * model.kv_spec.bytes_per_token
+    cache = tokens * loaded.engine.kv_spec.bytes_per_token
     source = "" if name == loaded.source else f" ({loaded.source})"
     return {
         "model": f"{name}{source}",
