@@ -1,16 +1,13 @@
 // Attention of ragged queries over a paged KV cache, with online softmax (arXiv 2205.14135).
 //
 // The queries of one sequence and the heads that share a KV head are rows of one matrix: row r is query r / group, head
-// kv_head · group + r % group. An item of work is a tile of such rows against the keys of one or of all spans.
+// kv_head · group + r % group. An item of work is a tile of such rows against the keys of one or of all spans:
+// positions that have sums of their own, joined afterwards in order.
 //
-//   block  64 positions: one matrix of scores, one step of the online softmax
-//   span  512 positions: sums of its own, joined afterwards in order of position
-//
-// Both are aligned to absolute positions. A sequence with few queries is computed row by row (attention_rows.h), one
-// with many against panels (attention_panels.h), unless the op is to be batch-invariant. Spans exist to be computed by
-// several lanes: when there are few tiles, each span's sums go to shared scratch memory, and the lane that is the last
-// to be done with a tile joins them. Otherwise a lane joins them as it goes, by the same arithmetic: bits do not depend
-// on who does what.
+// A sequence with few queries is computed row by row (attention_rows.h), one with many against panels
+// (attention_panels.h), unless the op is to be batch-invariant. Spans exist to be computed by several lanes: when there
+// are few tiles, each span's sums go to shared scratch memory, and the lane that is the last to be done with a tile
+// joins them. Otherwise a lane joins them as it goes, by the same arithmetic: bits do not depend on who does what.
 #include <type_traits>
 
 #include "cpu/attention_layout.h"
@@ -23,8 +20,8 @@ namespace fermi::cpu::FERMI_ISA {
 namespace {
 
 /// Copies the tile's queries to the workspace: scaled, in the order of Two, or rounded to X.
-template <class X, class Order>
-void load_queries(const Attention& op, const Tile& tile, const Plan& plan, X* queries, Order order) {
+template <class AnyTile, class X, class Order>
+void load_queries(const Attention& op, const AnyTile& tile, const Plan& plan, X* queries, Order order) {
     const Vec scale = broadcast(op.scale);
     for (int r = 0; r < tile.count(); ++r) {
         const float* q = op.q.data<float>() + tile.token(r) * op.q.stride(0) + tile.head(r) * op.q.stride(1);
@@ -67,10 +64,6 @@ float* out_row(const Attention& op, const Plan& plan, std::int64_t token, std::i
     return op.out.data<float>() + token * op.out.stride(0) + head * plan.head_dim;
 }
 
-Range spans_of(Range keys) {
-    return {keys.begin / span_keys, std::max(keys.begin / span_keys, (keys.end + span_keys - 1) / span_keys)};
-}
-
 /// One lane at work on one op. T: what the caches hold.
 template <class T>
 class Worker {
@@ -80,108 +73,143 @@ class Worker {
           lane_(lane),
           plan_(op, lane.count),
           cache_(op),
-          work_(lane.own, plan_.dim),
+          work_(lane.own, plan_),
           shared_{reinterpret_cast<float*>(lane.shared), plan_} {}
 
     /// Computes items as long as there are any.
-    void run() const {
-        std::int64_t first = 0;       // the sequence's first item
-        std::int64_t first_tile = 0;  // and its first tile
-        std::int64_t ticket = lane_.take();
+    void run() {
+        ticket_ = lane_.take();
         for (std::int64_t s = 0; s < plan_.sequences; ++s) {
             const Sequence sequence(op_, s);
             if (sequence.queries <= 0) continue;
-            const std::int64_t rows = sequence.queries * plan_.group;
-            const std::int64_t size = sequence.by_rows(op_) ? row_tile : panel_tile;
-            const std::int64_t tiles = (rows + size - 1) / size;
-            const Range spans =
-                plan_.split ? spans_of({sequence.visible(0, op_.window).begin, sequence.context}) : Range{0, 1};
-            const std::int64_t per_tile = spans.end - spans.begin;
-            const std::int64_t items = plan_.kv_heads * tiles * per_tile;
-            for (; ticket < first + items; ticket = lane_.take()) {
-                const std::int64_t item = ticket - first;
-                // The last tile first: it sees the most keys, and lanes should end together.
-                const std::int64_t index = tiles - 1 - item / per_tile % tiles;
-                const Range range{index * size, std::min(rows, (index + 1) * size)};
-                const Tile tile{sequence, item / per_tile / tiles, range, plan_.group, op_.window};
-                if (!plan_.split) {
-                    attend_all(tile);
-                    continue;
-                }
-                attend_one(tile, spans.begin + item % per_tile);
-                auto& done = lane_.counters[first_tile + item / per_tile];
-                if (done.fetch_add(1, std::memory_order_acq_rel) == per_tile - 1) {
-                    done.store(0, std::memory_order_relaxed);  // as the next op expects it
-                    join_spans(tile);
-                }
+            if (sequence.by_rows(op_)) {
+                run_rows(sequence);
+            } else {
+                run_panels(sequence);
             }
-            first += items;
-            first_tile += plan_.kv_heads * tiles;
         }
     }
 
   private:
-    /// Calls attend(range, panel) with the queries loaded as the sequence's way of computing wants them; attend then
-    /// adds positions to work_.span.
-    template <class Attend>
-    void with_queries(const Tile& tile, const Attend& attend) const {
-        if (tile.sequence.by_rows(op_)) {
-            load_queries(op_, tile, plan_, work_.queries, T{});
-            attend([&](Range range) { attend_by_rows(tile, plan_, cache_, range, work_); });
-            return;
-        }
-        const auto by_panels = [&]<class Panel>(Panel) {
-            auto* queries = reinterpret_cast<typename Panel::X*>(work_.queries);
-            load_queries(op_, tile, plan_, queries, nullptr);
-            const std::int64_t rows = tile.count();  // as many zeros as fill the last registers
-            std::fill_n(queries + rows * plan_.dim, (round_up(rows, panel_rows) - rows) * plan_.dim,
-                        typename Panel::X{});
-            attend([&](Range range) { attend_by_panels<Panel>(tile, plan_, cache_, range, work_); });
+    /// Tiles of a sequence with few queries hold several KV heads, which lie side by side: as many as leave each lane
+    /// some items.
+    void run_rows(const Sequence& sequence) {
+        const std::int64_t rows = sequence.queries * plan_.group, heads = plan_.kv_heads;
+        const Range spans = spans_of({sequence.visible(0, op_.window).begin, sequence.context}, row_span);
+        const std::int64_t items = plan_.sequences * (plan_.split ? std::max<std::int64_t>(1, spans.size()) : 1);
+        const std::int64_t enough = lane_.count == 1 ? 1 : (4 * lane_.count + items - 1) / items;
+        const std::int64_t wanted = std::min(heads, sequence.queries > few_queries ? heads : enough);
+        const std::int64_t chunk = (heads + wanted - 1) / wanted, chunks = (heads + chunk - 1) / chunk;
+        const auto tile_at = [&](std::int64_t index, std::int64_t part) {
+            return RowTile{sequence,
+                           {part * chunk, std::min(heads, (part + 1) * chunk)},
+                           {index * row_tile, std::min(rows, (index + 1) * row_tile)},
+                           plan_.group,
+                           op_.window};
         };
+        const auto attend = [&](const RowTile& tile, std::int64_t span) {
+            attend_by_rows(tile, plan_, cache_, span * row_span, work_);
+        };
+        const auto load = [&](const RowTile& tile) { load_queries(op_, tile, plan_, work_.queries, T{}); };
+        for_items((rows + row_tile - 1) / row_tile, chunks, spans, row_span, tile_at, load, attend);
+    }
+
+    void run_panels(const Sequence& sequence) {
 #if defined(FERMI_ISA_AVX512)
         if constexpr (std::is_same_v<T, bf16> || std::is_integral_v<T>) {
             static const bool usable = bf16_dot_usable();
-            if (usable) return by_panels(PairPanel{});
+            if (usable) return run_panels<PairPanel>(sequence);
         }
 #endif
-        by_panels(FloatPanel{});
+        run_panels<FloatPanel>(sequence);
     }
 
-    /// The positions of a span that the tile sees, from the start of a block on.
-    static Range part_of(const Tile& tile, std::int64_t span) {
-        const Range keys = tile.keys();
-        const std::int64_t begin = std::max(span * span_keys, keys.begin / block_keys * block_keys);
-        return {begin, std::min(keys.end, (span + 1) * span_keys)};
-    }
-
-    void attend_all(const Tile& tile) const {
-        with_queries(tile, [&](const auto& attend) {
-            const Sums &whole = work_.whole, &span = work_.span;
-            const std::int64_t padded = round_up(tile.count(), panel_rows), dim = plan_.dim;
-            whole.clear(padded, dim);
-            const Range spans = spans_of(tile.keys());
-            for (std::int64_t s = spans.begin; s < spans.end; ++s) {
-                span.clear(padded, dim);
-                attend(part_of(tile, s));
-                for (int r = 0; r < tile.count(); ++r) {
-                    join(whole.maximum[r], whole.total[r], whole.values + r * dim, span.maximum[r], span.total[r],
-                         span.values + r * dim, dim);
-                }
-            }
-            for (int r = 0; r < tile.count(); ++r) {
-                finish(out_row(op_, plan_, tile.token(r), tile.head(r)), whole.total[r], whole.values + r * dim,
-                       plan_.head_dim);
-            }
-        });
-    }
-
-    void attend_one(const Tile& tile, std::int64_t span) const {
-        const Range range = part_of(tile, span);
-        if (range.begin >= range.end) return;  // no row sees it, so nobody asks for it
-        with_queries(tile, [&](const auto& attend) {
+    template <class Panel>
+    void run_panels(const Sequence& sequence) {
+        const std::int64_t rows = sequence.queries * plan_.group;
+        const Range spans = spans_of({sequence.visible(0, op_.window).begin, sequence.context}, panel_span);
+        const auto tile_at = [&](std::int64_t index, std::int64_t kv_head) {
+            return Tile{sequence,
+                        kv_head,
+                        {index * panel_tile, std::min(rows, (index + 1) * panel_tile)},
+                        plan_.group,
+                        op_.window};
+        };
+        const auto load = [&](const Tile& tile) {
+            auto* queries = reinterpret_cast<typename Panel::X*>(work_.queries);
+            load_queries(op_, tile, plan_, queries, nullptr);
+            const std::int64_t count = tile.count();  // as many zeros as fill the last registers
+            std::fill_n(queries + count * plan_.dim, (round_up(count, panel_rows) - count) * plan_.dim,
+                        typename Panel::X{});
+        };
+        const auto attend = [&](const Tile& tile, std::int64_t span) {
+            const Range keys = tile.keys();
+            const std::int64_t begin = std::max(span * panel_span, keys.begin / block_keys * block_keys);
             work_.span.clear(round_up(tile.count(), panel_rows), plan_.dim);
-            attend(range);
-        });
+            attend_by_panels<Panel>(tile, plan_, cache_, {begin, std::min(keys.end, (span + 1) * panel_span)}, work_);
+        };
+        for_items((rows + panel_tile - 1) / panel_tile, plan_.kv_heads, spans, panel_span, tile_at, load, attend);
+    }
+
+    static Range spans_of(Range keys, std::int64_t size) {
+        return {keys.begin / size, std::max(keys.begin / size, (keys.end + size - 1) / size)};
+    }
+
+    /// Computes those of a sequence's items that this lane gets. tile_at(index, part), index < tiles, part < parts;
+    /// load brings a tile's queries to the workspace, attend its sums over a span to work_.span.
+    template <class TileAt, class Load, class Attend>
+    void for_items(std::int64_t tiles, std::int64_t parts, Range spans, std::int64_t size, const TileAt& tile_at,
+                   const Load& load, const Attend& attend) {
+        const std::int64_t per_tile = plan_.split ? std::max<std::int64_t>(1, spans.size()) : 1;
+        const std::int64_t end = first_ + tiles * parts * per_tile;
+        for (; ticket_ < end; ticket_ = lane_.take()) {
+            const std::int64_t item = ticket_ - first_;
+            // The last tile first: it sees the most keys, and lanes should end together. Parts of a tile lie side by
+            // side.
+            const std::int64_t index = tiles - 1 - item / (per_tile * parts), part = item % parts;
+            const auto tile = tile_at(index, part);
+            const Range seen = spans_of(tile.keys(), size);
+            if (!plan_.split) {
+                load(tile);
+                attend_all(tile, seen, attend);
+                continue;
+            }
+            const std::int64_t span = spans.begin + item / parts % per_tile;
+            if (seen.begin <= span && span < seen.end) {
+                load(tile);
+                attend(tile, span);
+                share(tile, span);
+            }
+            Counter& done = lane_.counters[first_tile_ + index * parts + part];
+            if (done.fetch_add(1, std::memory_order_acq_rel) == per_tile - 1) {
+                done.store(0, std::memory_order_relaxed);  // as the next op expects it
+                join_shared(tile, size);
+            }
+        }
+        first_ = end;
+        first_tile_ += tiles * parts;
+    }
+
+    template <class AnyTile, class Attend>
+    void attend_all(const AnyTile& tile, Range spans, const Attend& attend) {
+        const Sums &whole = work_.whole, &span = work_.span;
+        const std::int64_t dim = plan_.dim;
+        whole.clear(tile.count(), dim);
+        for (std::int64_t s = spans.begin; s < spans.end; ++s) {
+            attend(tile, s);
+            for (int r = 0; r < tile.count(); ++r) {
+                join(whole.maximum[r], whole.total[r], whole.values + r * dim, span.maximum[r], span.total[r],
+                     span.values + r * dim, dim);
+            }
+        }
+        for (int r = 0; r < tile.count(); ++r) {
+            finish(out_row(op_, plan_, tile.token(r), tile.head(r)), whole.total[r], whole.values + r * dim,
+                   plan_.head_dim);
+        }
+    }
+
+    template <class AnyTile>
+    void share(const AnyTile& tile, std::int64_t span) {
         for (int r = 0; r < tile.count(); ++r) {
             float* sums = shared_.at(tile.token(r), tile.head(r), span);
             std::copy_n(work_.span.values + r * plan_.dim, plan_.dim, sums);
@@ -190,13 +218,14 @@ class Worker {
         }
     }
 
-    void join_spans(const Tile& tile) const {
+    template <class AnyTile>
+    void join_shared(const AnyTile& tile, std::int64_t size) {
         const Sums& whole = work_.whole;
         const std::int64_t dim = plan_.dim;
         for (int r = 0; r < tile.count(); ++r) {
             const std::int64_t token = tile.token(r), head = tile.head(r);
             whole.clear(1, dim);
-            const Range spans = spans_of(tile.visible(r));
+            const Range spans = spans_of(tile.visible(r), size);
             for (std::int64_t span = spans.begin; span < spans.end; ++span) {
                 const float* sums = shared_.at(token, head, span);
                 join(whole.maximum[0], whole.total[0], whole.values, sums[dim], sums[dim + 1], sums, dim);
@@ -211,6 +240,9 @@ class Worker {
     const Cache<T> cache_;
     const Workspace work_;
     const SharedSums shared_;
+    std::int64_t ticket_ = 0;
+    std::int64_t first_ = 0;       // the sequence's first item
+    std::int64_t first_tile_ = 0;  // and its first tile
 };
 
 }  // namespace
@@ -218,7 +250,7 @@ class Worker {
 Scratch scratch_of(const Attention& op, int lanes) {
     const Plan plan(op, lanes);
     return {.shared = plan.split ? SharedSums::bytes(plan) : 0,
-            .own = Workspace::bytes(plan.dim),
+            .own = Workspace::bytes(plan),
             .counters = plan.split ? static_cast<std::size_t>(plan.most_tiles) : 0};
 }
 

@@ -12,17 +12,20 @@
 
 namespace fermi::cpu::FERMI_ISA {
 
-inline constexpr int block_keys = 64;
-inline constexpr int span_keys = 512;
-inline constexpr int few_queries = 4;                      // of a sequence that is computed row by row
-inline constexpr int row_tile = 16;                        // rows of a tile that is computed row by row
-inline constexpr int panel_tile = 96;                      // rows of a tile that meets panels
+inline constexpr int few_queries = 4;   // of a sequence that is computed row by row
+inline constexpr int row_span = 128;    // positions that such rows see at a time
+inline constexpr int row_tile = 16;     // such rows of a KV head, at most
+inline constexpr int pieces_ahead = 3;  // one head's vectors of one block make a piece
+inline constexpr int panel_span = 512;  // positions that are joined at a time where there are more queries
+inline constexpr int block_keys = 64;   // and that make a panel
+inline constexpr int panel_tile = 96;   // rows of a tile that meets panels
 inline constexpr int panel_rows = tile_rows >= 3 ? 6 : 2;  // of them, those that are in registers at a time
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 /// Spans are handed out one by one only while their sums fit here.
-inline constexpr std::int64_t most_split_bytes = std::int64_t{64} << 20;
+inline constexpr std::int64_t most_split_bytes = std::int64_t{256} << 20;
 
-static_assert(block_keys % Vec::width == 0 && span_keys % block_keys == 0 && panel_tile % panel_rows == 0);
+static_assert(block_keys % Vec::width == 0 && panel_span % block_keys == 0 && panel_tile % panel_rows == 0);
+static_assert(row_span % Vec::width == 0 && row_span <= panel_span);
 
 /// What follows from the shapes alone.
 struct Plan {
@@ -31,6 +34,7 @@ struct Plan {
     std::int64_t dim;         // head_dim padded to pairs of vectors
     std::int64_t most_spans;  // of a full block table
     std::int64_t most_tiles;  // of any division of the tokens among the sequences
+    std::int64_t most_rows;   // of a tile
     bool split;               // spans are separate items
 
     Plan(const Attention& op, int lanes)
@@ -42,8 +46,10 @@ struct Plan {
           sequences(op.context_lengths.size(0)),
           group(heads / kv_heads),
           dim(round_up(head_dim, 2 * Vec::width)),
-          most_spans((op.block_tables.size(1) * block_size + span_keys - 1) / span_keys),
-          most_tiles(kv_heads * (sequences + tokens * group / row_tile)) {
+          most_spans((op.block_tables.size(1) * block_size + row_span - 1) / row_span),
+          most_tiles(kv_heads * (sequences + tokens * group / row_tile)),
+          most_rows(round_up(
+              std::max<std::int64_t>(panel_tile, kv_heads * std::min<std::int64_t>(row_tile, tokens * group)), 16)) {
         const std::int64_t items = kv_heads * (sequences + tokens * group / panel_tile);
         split = lanes > 1 && items < 32 * lanes && most_spans > 1 &&
                 tokens * heads * most_spans * (dim + 2) * 4 <= most_split_bytes;
@@ -52,14 +58,10 @@ struct Plan {
 
 /// Softmax-weighted sums of values over some keys, for the rows of a tile: Σ e^(s - maximum) v, and Σ e^(s - maximum).
 struct Sums {
-    float* maximum;  // [panel_tile]
-    float* total;    // [panel_tile]
-    float* values;   // [panel_tile, dim]
+    float* maximum;  // [most_rows]
+    float* total;    // [most_rows]
+    float* values;   // [most_rows, dim]
 
-    static std::int64_t floats(std::int64_t dim) { return panel_tile * (dim + 2); }
-    static Sums at(float* memory, std::int64_t dim) {
-        return {memory + panel_tile * dim, memory + panel_tile * (dim + 1), memory};
-    }
     void clear(std::int64_t rows, std::int64_t dim) const {
         std::fill_n(maximum, rows, minus_infinity);
         std::fill_n(total, rows, 0.0F);
@@ -71,36 +73,39 @@ struct Sums {
 struct Workspace {
     Sums span;
     Sums whole;
-    float* queries;       // X [panel_tile, dim], scaled, zeros beyond head_dim
-    float* scores;        // [row_tile, block_keys]
+    float* queries;       // X [most_rows, dim], scaled, zeros beyond head_dim
+    float* scores;        // [most_rows, row_span] of rows, [row_tile, block_keys] where there are panels
     float* weights;       // X [row_tile, block_keys]
     float* key_scales;    // [block_keys]
     float* value_scales;  // [block_keys]
-    float* keys;          // X [dim, block_keys] (see KeyPanel)
+    float* keys;          // X [dim, block_keys] (see attention_panels.h)
     float* values;        // X [block_keys, dim]
     float* rows;          // X [block_keys + 1, dim]
 
-    static std::size_t bytes(std::int64_t dim) {
-        return float_bytes(2 * Sums::floats(dim) + panel_tile * dim + 2 * row_tile * block_keys + 2 * block_keys +
-                           (3 * block_keys + 1) * dim);
+    static std::size_t bytes(const Plan& plan) {
+        return float_bytes(plan.most_rows * (4 + 3 * plan.dim + row_span) + row_tile * block_keys + 2 * block_keys +
+                           (3 * block_keys + 1) * plan.dim);
     }
-    Workspace(std::byte* memory, std::int64_t dim) {
+    Workspace(std::byte* memory, const Plan& plan) {
         auto* next = reinterpret_cast<float*>(memory);
         const auto take = [&](std::int64_t floats) { return std::exchange(next, next + floats); };
-        span = Sums::at(take(Sums::floats(dim)), dim);
-        whole = Sums::at(take(Sums::floats(dim)), dim);
-        queries = take(panel_tile * dim);
-        scores = take(row_tile * block_keys);
+        for (Sums* sums : {&span, &whole}) {
+            sums->maximum = take(plan.most_rows);
+            sums->total = take(plan.most_rows);
+            sums->values = take(plan.most_rows * plan.dim);
+        }
+        queries = take(plan.most_rows * plan.dim);
+        scores = take(plan.most_rows * row_span);
         weights = take(row_tile * block_keys);
         key_scales = take(block_keys);
         value_scales = take(block_keys);
-        keys = take(block_keys * dim);
-        values = take(block_keys * dim);
-        rows = take((block_keys + 1) * dim);
+        keys = take(block_keys * plan.dim);
+        values = take(block_keys * plan.dim);
+        rows = take((block_keys + 1) * plan.dim);
     }
 };
 
-/// Sums of single rows and spans, [tokens, heads, spans], where spans are separate items.
+/// Sums of single rows and spans, [spans, tokens, heads], where spans are separate items.
 struct SharedSums {
     float* memory;
     const Plan& plan;
@@ -110,7 +115,7 @@ struct SharedSums {
     }
     /// values [dim], maximum, total
     float* at(std::int64_t token, std::int64_t head, std::int64_t span) const {
-        return memory + ((token * plan.heads + head) * plan.most_spans + span) * (plan.dim + 2);
+        return memory + ((span * plan.tokens + token) * plan.heads + head) * (plan.dim + 2);
     }
 };
 
@@ -159,14 +164,34 @@ struct Tile {
     Range keys() const { return keys(0, count() - 1); }
 };
 
-/// Part of a block of positions: the bounds relative to its start, 0 ≤ first ≤ last ≤ block_keys.
+/// Rows [begin, end) of one sequence and of each of several KV heads, head by head.
+struct RowTile {
+    const Sequence& sequence;
+    Range kv_heads;
+    Range rows;
+    std::int64_t group;
+    std::int32_t window;
+
+    int heads() const { return static_cast<int>(kv_heads.end - kv_heads.begin); }
+    int rows_per_head() const { return static_cast<int>(rows.end - rows.begin); }
+    int count() const { return heads() * rows_per_head(); }
+    std::int64_t query(std::int64_t r) const { return (rows.begin + r % rows_per_head()) / group; }
+    std::int64_t token(std::int64_t r) const { return sequence.first_token + query(r); }
+    std::int64_t head(std::int64_t r) const {
+        return (kv_heads.begin + r / rows_per_head()) * group + (rows.begin + r % rows_per_head()) % group;
+    }
+    Range visible(std::int64_t r) const { return sequence.visible(query(r), window); }
+    Range keys() const { return {visible(0).begin, visible(count() - 1).end}; }
+};
+
+/// Part of a block of positions: the bounds relative to its start, 0 ≤ first ≤ last ≤ size.
 struct Part {
     int first;
     int last;
 
-    Part(Range positions, std::int64_t start)
-        : first(static_cast<int>(std::clamp<std::int64_t>(positions.begin - start, 0, block_keys))),
-          last(static_cast<int>(std::clamp<std::int64_t>(positions.end - start, first, block_keys))) {}
+    Part(Range positions, std::int64_t start, int size)
+        : first(static_cast<int>(std::clamp<std::int64_t>(positions.begin - start, 0, size))),
+          last(static_cast<int>(std::clamp<std::int64_t>(positions.end - start, first, size))) {}
     bool empty() const { return first == last; }
     /// In whole vectors.
     int first_vector() const { return first / Vec::width * Vec::width; }
@@ -179,7 +204,7 @@ struct Positions {
     Part part;                                  // those of them that are set
 
     /// The positions in [start, start + block_keys) that the tile sees.
-    Positions(const Tile& tile, const Plan& plan, std::int64_t start) : part(tile.keys(), start) {
+    Positions(const Tile& tile, const Plan& plan, std::int64_t start) : part(tile.keys(), start, block_keys) {
         std::int64_t block = (start + part.first) / plan.block_size;
         std::int64_t offset = (start + part.first) % plan.block_size;
         for (int j = part.first; j < part.last; ++block, offset = 0) {
@@ -191,7 +216,6 @@ struct Positions {
         }
     }
     std::int64_t operator[](int j) const { return rows[static_cast<std::size_t>(j)]; }
-    bool has(int j) const { return part.first <= j && j < part.last; }
 };
 
 /// The caches of an op. T: what they hold.
@@ -217,18 +241,6 @@ struct Cache {
     const T* key(std::int64_t row) const { return keys + row * head_dim; }
     const T* value(std::int64_t row) const { return values + row * head_dim; }
 
-    /// Asks for the memory of a vector.
-    FERMI_INLINE void fetch(const T* vector) const {
-        constexpr std::int64_t line = 64 / sizeof(T);
-        for (std::int64_t d = 0; d < head_dim; d += line) prefetch(vector + d);
-    }
-    void fetch_scales(const Positions& positions) const {
-        if (key_scales == nullptr) return;
-        for (int j = positions.part.first; j < positions.part.last; j += 16) {
-            prefetch(key_scales + positions[j]);
-            prefetch(value_scales + positions[j]);
-        }
-    }
     /// Copies the scales at a block's positions to the workspace; zeros where there are none.
     void load_scales(const Positions& positions, const Workspace& work) const {
         if (key_scales == nullptr) return;

@@ -184,7 +184,7 @@ void attend_by_panels(const Tile& tile, const Plan& plan, const Cache<T>& cache,
         cache.load_scales(positions, work);
         for (int r = 0; r < tile.count(); r += panel_rows) {
             const int count = std::min(panel_rows, tile.count() - r);
-            const Part part(tile.keys(r, r + count - 1), start);
+            const Part part(tile.keys(r, r + count - 1), start, block_keys);
             if (part.empty()) continue;
             int j = part.first_vector();
             for (; j + N * Vec::width <= part.end_of_vectors(); j += N * Vec::width) {

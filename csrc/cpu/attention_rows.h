@@ -1,20 +1,48 @@
-// Attention of a few rows over one block of positions, in f32 and straight from the cache: what decode does.
+// Attention of a few rows over a span of positions, in f32 and straight from the cache: what decode does.
+//
+// Memory decides: keys, then values, are read block by block, all heads of a block in turn, which is the order in which
+// they lie; the heads that share a KV head share each load. Softmax stands between, over the whole span.
 //
 // Every score has an accumulator of its own that walks along the head, and values are added in order of position, so a
-// row's bits do not depend on the tile it is in. The heads that share a KV head share each load from the cache. While
-// keys are multiplied the values at the same positions are fetched, and with the values the keys of the next block.
+// row's bits do not depend on the rows, heads and blocks it is computed with.
 #pragma once
 
 #include <type_traits>
 
-#include "cpu/attention_softmax.h"
+#include "cpu/attention_layout.h"
 #include "cpu/product.h"
+#include "cpu/simd/math.h"
 
 namespace fermi::cpu::FERMI_ISA {
 
+/// Positions [first, last) of a span, relative to its start, that lie in one block; `row`: of the first, in head 0.
+struct Run {
+    int first;
+    int last;
+    std::int64_t row;
+};
+
+/// The blocks of a span, as far as the tile sees them.
+struct Runs {
+    std::array<Run, row_span> at;
+    int count = 0;
+    Part part;
+
+    Runs(const RowTile& tile, const Plan& plan, std::int64_t start) : part(tile.keys(), start, row_span) {
+        std::int64_t block = (start + part.first) / plan.block_size;
+        std::int64_t offset = (start + part.first) % plan.block_size;
+        for (int j = part.first; j < part.last; ++block, offset = 0) {
+            const std::int64_t index = tile.sequence.blocks[block * tile.sequence.blocks_stride];
+            const int last = static_cast<int>(std::min<std::int64_t>(part.last, j + plan.block_size - offset));
+            at[static_cast<std::size_t>(count++)] = {j, last, index * plan.kv_heads * plan.block_size + offset};
+            j = last;
+        }
+    }
+};
+
 /// Calls rows<M>(first row) so that `count` rows are covered by groups of at most M.
 template <int M, class Rows>
-void in_groups(int count, const Rows& rows, int first = 0) {
+FERMI_INLINE void in_groups(int count, const Rows& rows, int first = 0) {
     for (; first + M <= count; first += M) rows(std::integral_constant<int, M>{}, first);
     if constexpr (M > 1) {
         if (first < count) in_groups<M - 1>(count, rows, first);
@@ -23,21 +51,27 @@ void in_groups(int count, const Rows& rows, int first = 0) {
 
 /// scores[m][n] = queries[m] · keys[n] of M rows and N positions.
 template <int M, int N, class T>
-FERMI_INLINE void score_keys(float* scores, const float* queries, const Plan& plan, const T* const (&keys)[N]) {
+FERMI_INLINE void score_keys(float* scores, const float* queries, const Plan& plan, const T* keys) {
     constexpr int step = 2 * Vec::width;
     Vec sums[M][N];
-    set_zero(sums);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) sums[m][n] = zero();
+    }
     const auto advance = [&](std::int64_t d, const auto& load_key) {
-        Two column[N];
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) column[n] = load_key(keys[n] + d);
-#pragma GCC unroll 8
+        Two query[M];
+#pragma GCC unroll 4
         for (int m = 0; m < M; ++m) {
-            const Vec first = load(queries + m * plan.dim + d), second = load(queries + m * plan.dim + d + Vec::width);
-#pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) sums[m][n] = fma(first, column[n].a, sums[m][n]);
-#pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) sums[m][n] = fma(second, column[n].b, sums[m][n]);
+            query[m] = {load(queries + m * plan.dim + d), load(queries + m * plan.dim + d + Vec::width)};
+        }
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) {
+            const Two key = load_key(keys + n * plan.head_dim + d);
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) sums[m][n] = fma(query[m].a, key.a, sums[m][n]);
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) sums[m][n] = fma(query[m].b, key.b, sums[m][n]);
         }
     };
     std::int64_t d = 0;
@@ -46,57 +80,43 @@ FERMI_INLINE void score_keys(float* scores, const float* queries, const Plan& pl
         const int rest = static_cast<int>(plan.head_dim - d);
         advance(d, [rest](const T* key) { return load_two_partial(key, rest); });
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-        float results[N];
-        sum_row(sums[m], results);
-        std::copy_n(results, N, scores + m * block_keys);
-    }
+    sum_scores(sums, scores, row_span);
 }
 
-/// All scores of M rows from `r` on.
+/// Scores of M rows against the keys of one head of a run.
 template <int M, class T>
-void score_rows(const Plan& plan, const Cache<T>& cache, const Positions& positions, int r, const Workspace& work) {
-    constexpr int N = 4;
-    const float* queries = work.queries + r * plan.dim;
-    float* scores = work.scores + r * block_keys;
-    const auto score = [&]<int count>(std::integral_constant<int, count>, int j) {
-        const T* keys[count];
-        for (int n = 0; n < count; ++n) {
-            keys[n] = cache.key(positions[j + n]);
-            if (r == 0) cache.fetch(cache.value(positions[j + n]));
-        }
-        score_keys<M, count>(scores + j, queries, plan, keys);
-    };
-    int j = positions.part.first;
-    for (; j + N <= positions.part.last; j += N) score(std::integral_constant<int, N>{}, j);
-    for (; j < positions.part.last; ++j) score(std::integral_constant<int, 1>{}, j);
+void score_run(float* scores, const float* queries, const Plan& plan, const T* keys, int count) {
+    constexpr int N = score_columns(M);
+    int j = 0;
+    for (; j + N <= count; j += N) score_keys<M, N>(scores + j, queries, plan, keys + j * plan.head_dim);
+    if constexpr (N > 4) {
+        for (; j + 4 <= count; j += 4) score_keys<M, 4>(scores + j, queries, plan, keys + j * plan.head_dim);
+    }
+    for (; j < count; ++j) score_keys<M, 1>(scores + j, queries, plan, keys + j * plan.head_dim);
 }
 
-/// values[m] += Σ weights[m][j] · v[j] for M rows, N pairs of vectors of the head from `d` on, in order of j.
+/// values[m] += Σ weights[m][j] · v[j] of M rows and one head of a run, N pairs of vectors of the head from `d` on, in
+/// order of j. Values are in the order of Two.
 template <int M, int N, class T>
-void weigh_values(float* values, const float* weights, const Plan& plan, const Cache<T>& cache, std::int64_t d,
-                  const Positions& positions, const Positions* next) {
+FERMI_INLINE void weigh_values(float* values, const float* weights, const Plan& plan, const T* v, std::int64_t d,
+                               int count) {
     constexpr int step = 2 * Vec::width;
     Vec sums[M][2 * N];
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
         for (int n = 0; n < 2 * N; ++n) sums[m][n] = load(values + m * plan.dim + d + n * Vec::width);
-#pragma GCC unroll 8
-        for (int n = 0; n < 2 * N; n += 2) to_two(sums[m][n], sums[m][n + 1], T{});
     }
     const auto add = [&](const auto& load_last) {
-        for (int j = positions.part.first; j < positions.part.last; ++j) {
-            if (next != nullptr && next->has(j)) cache.fetch(cache.key((*next)[j]));
-            const T* v = cache.value(positions[j]) + d;
+        const T* from = v + d;
+        for (int j = 0; j < count; ++j, from += plan.head_dim) {
             Two row[N];
 #pragma GCC unroll 8
-            for (int n = 0; n < N - 1; ++n) row[n] = load_two(v + n * step);
-            row[N - 1] = load_last(v + (N - 1) * step);
-#pragma GCC unroll 8
+            for (int n = 0; n < N - 1; ++n) row[n] = load_two(from + n * step);
+            row[N - 1] = load_last(from + (N - 1) * step);
+#pragma GCC unroll 4
             for (int m = 0; m < M; ++m) {
-                const Vec weight = broadcast(weights[m * block_keys + j]);
+                const Vec weight = broadcast(weights[m * row_span + j]);
 #pragma GCC unroll 8
                 for (int n = 0; n < N; ++n) {
                     sums[m][2 * n] = fma(weight, row[n].a, sums[m][2 * n]);
@@ -107,51 +127,112 @@ void weigh_values(float* values, const float* weights, const Plan& plan, const C
     };
     const std::int64_t rest = plan.head_dim - d - (N - 1) * step;
     if (rest >= step) {
-        add([](const T* v) { return load_two(v); });
+        add([](const T* from) { return load_two(from); });
     } else {
-        add([rest](const T* v) { return load_two_partial(v, static_cast<int>(rest)); });
+        add([rest](const T* from) { return load_two_partial(from, static_cast<int>(rest)); });
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
-        for (int n = 0; n < 2 * N; n += 2) from_two(sums[m][n], sums[m][n + 1], T{});
 #pragma GCC unroll 8
         for (int n = 0; n < 2 * N; ++n) store(values + m * plan.dim + d + n * Vec::width, sums[m][n]);
     }
 }
 
-/// All values of M rows from `r` on.
 template <int M, class T>
-void weigh_rows(const Plan& plan, const Cache<T>& cache, const Positions& positions, const Positions* next, int r,
-                const Workspace& work) {
-    constexpr int N = 2, step = 2 * Vec::width;
-    float* values = work.span.values + r * plan.dim;
-    const float* weights = work.weights + r * block_keys;
+void weigh_run(float* values, const float* weights, const Plan& plan, const T* v, int count) {
+    constexpr int N = M <= 2 ? 4 : 2, step = 2 * Vec::width;
     std::int64_t d = 0;
-    for (; d + N * step <= plan.dim; d += N * step) {
-        weigh_values<M, N>(values, weights, plan, cache, d, positions, r == 0 && d == 0 ? next : nullptr);
-    }
-    if (d < plan.dim) weigh_values<M, 1>(values, weights, plan, cache, d, positions, r == 0 && d == 0 ? next : nullptr);
+    for (; d + N * step <= plan.dim; d += N * step) weigh_values<M, N>(values, weights, plan, v, d, count);
+    for (; d < plan.dim; d += step) weigh_values<M, 1>(values, weights, plan, v, d, count);
 }
 
-/// Adds the positions [begin, end), begin at the start of a block, to work.span.
+/// numbers[j] *= scales[j]
+inline void multiply(float* numbers, const float* scales, int count) {
+    int j = 0;
+    for (; j + Vec::width <= count; j += Vec::width) store(numbers + j, load(numbers + j) * load(scales + j));
+    for (; j < count; ++j) numbers[j] *= scales[j];
+}
+
+/// Turns a row's scores over the positions of a span into weights e^(score - maximum); positions that it does not see
+/// get zero. Sets maximum and total.
+inline void soften_row(float* scores, const Part& part, const Part& visible, float& highest, float& total) {
+    const int begin = part.first_vector(), end = part.end_of_vectors();
+    std::fill(scores + begin, scores + std::max(begin, visible.first), minus_infinity);
+    std::fill(scores + std::max(begin, visible.last), scores + end, minus_infinity);
+    Vec most = broadcast(minus_infinity);
+    for (int j = begin; j < end; j += Vec::width) most = maximum(most, load(scores + j));
+    highest = largest(most);
+    // Where it sees none any finite bound makes all weights zero.
+    const Vec bound = broadcast(highest == minus_infinity ? 0.0F : highest);
+    Vec sums = zero();
+    for (int j = begin; j < end; j += Vec::width) {
+        const Vec weight = exp(load(scores + j) - bound);
+        store(scores + j, weight);
+        sums = sums + weight;
+    }
+    total = sum(sums);
+}
+
+/// The sums of a tile over a span, in work.span.
 template <class T>
-void attend_by_rows(const Tile& tile, const Plan& plan, const Cache<T>& cache, Range range, const Workspace& work) {
-    std::array<Positions, 2> blocks{Positions(tile, plan, range.begin), Positions(tile, plan, range.end)};
-    int now = 0;
-    for (std::int64_t start = range.begin; start < range.end; start += block_keys, now = 1 - now) {
-        const Positions& here = blocks[static_cast<std::size_t>(now)];
-        Positions& next = blocks[static_cast<std::size_t>(1 - now)];
-        const bool more = start + block_keys < range.end;
-        if (more) {
-            next = Positions(tile, plan, start + block_keys);
-            cache.fetch_scales(next);
+void attend_by_rows(const RowTile& tile, const Plan& plan, const Cache<T>& cache, std::int64_t start,
+                    const Workspace& work) {
+    const Runs runs(tile, plan, start);
+    const int heads = tile.heads(), rows = tile.rows_per_head();
+    const std::int64_t head_rows = plan.block_size, pieces = std::int64_t{runs.count} * heads;
+    const auto run_of = [&](std::int64_t piece) { return runs.at[static_cast<std::size_t>(piece / heads)]; };
+    const auto row_of = [&](std::int64_t piece) {
+        return run_of(piece).row + (tile.kv_heads.begin + piece % heads) * head_rows;
+    };
+    // Asks for what will be read some pieces later: keys, then values.
+    const auto fetch = [&](std::int64_t piece) {
+        if (piece >= 2 * pieces) return;
+        const bool is_key = piece < pieces;
+        const std::int64_t index = is_key ? piece : piece - pieces, row = row_of(index);
+        const Run run = run_of(index);
+        const auto* from = reinterpret_cast<const char*>(is_key ? cache.key(row) : cache.value(row));
+        const std::int64_t bytes = (run.last - run.first) * plan.head_dim * static_cast<std::int64_t>(sizeof(T));
+        for (std::int64_t i = 0; i < bytes; i += 64) prefetch_far(from + i);
+        if (cache.key_scales != nullptr) prefetch_far((is_key ? cache.key_scales : cache.value_scales) + row);
+    };
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+        fetch(piece + pieces_ahead);
+        const Run run = run_of(piece);
+        const std::int64_t row = row_of(piece), r0 = piece % heads * rows;
+        const int count = run.last - run.first;
+        float* scores = work.scores + r0 * row_span + run.first;
+        in_groups<tile_rows>(rows, [&](auto m, int r) {
+            score_run<m()>(scores + r * row_span, work.queries + (r0 + r) * plan.dim, plan, cache.key(row), count);
+        });
+        if constexpr (std::is_integral_v<T>) {
+            for (int r = 0; r < rows; ++r) multiply(scores + r * row_span, cache.key_scales + row, count);
         }
-        cache.load_scales(here, work);
-        in_groups<tile_rows>(tile.count(), [&](auto m, int r) { score_rows<m()>(plan, cache, here, r, work); });
-        soften<std::is_integral_v<T>, float>(tile, plan, start, here.part, 0, tile.count(), work, work.span);
-        in_groups<tile_rows>(
-            tile.count(), [&](auto m, int r) { weigh_rows<m()>(plan, cache, here, more ? &next : nullptr, r, work); });
+    }
+    for (int r = 0; r < tile.count(); ++r) {
+        soften_row(work.scores + r * row_span, runs.part, Part(tile.visible(r), start, row_span), work.span.maximum[r],
+                   work.span.total[r]);
+    }
+    std::fill_n(work.span.values, tile.count() * plan.dim, 0.0F);
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+        fetch(pieces + piece + pieces_ahead);
+        const Run run = run_of(piece);
+        const std::int64_t row = row_of(piece), r0 = piece % heads * rows;
+        const int count = run.last - run.first;
+        float* weights = work.scores + r0 * row_span + run.first;
+        if constexpr (std::is_integral_v<T>) {
+            for (int r = 0; r < rows; ++r) multiply(weights + r * row_span, cache.value_scales + row, count);
+        }
+        in_groups<tile_rows>(rows, [&](auto m, int r) {
+            weigh_run<m()>(work.span.values + (r0 + r) * plan.dim, weights + r * row_span, plan, cache.value(row),
+                           count);
+        });
+    }
+    for (std::int64_t d = 0; d < tile.count() * plan.dim; d += 2 * Vec::width) {
+        float* values = work.span.values + d;
+        Vec a = load(values), b = load(values + Vec::width);
+        from_two(a, b, T{});
+        store(values, a);
+        store(values + Vec::width, b);
     }
 }
 

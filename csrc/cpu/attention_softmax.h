@@ -1,4 +1,4 @@
-// The online softmax of attention (arXiv 2205.14135): from the scores of a block of positions to weights.
+// The online softmax of prefill (arXiv 2205.14135): from the scores of a block of positions to weights.
 #pragma once
 
 #include "cpu/attention_layout.h"
@@ -23,7 +23,7 @@ void soften(const Tile& tile, const Plan& plan, std::int64_t start, const Part& 
         if constexpr (scaled) {
             for (int j = begin; j < end; j += Vec::width) store(row + j, load(row + j) * load(work.key_scales + j));
         }
-        const Part visible(tile.visible(first + r), start);
+        const Part visible(tile.visible(first + r), start, block_keys);
         std::fill(row + begin, row + std::max(begin, visible.first), minus_infinity);
         std::fill(row + std::max(begin, visible.last), row + end, minus_infinity);
         Vec highest = load(row + begin);

@@ -14,6 +14,8 @@ namespace fermi::cpu::FERMI_ISA {
 struct Range {
     std::int64_t begin;
     std::int64_t end;
+
+    std::int64_t size() const { return end - begin; }
 };
 
 /// Hands out the items of an op, one after the other, to the lanes that ask. One op's tickets, a cache line of their

@@ -10,9 +10,10 @@
 //   + - * /, fma(a, b, c) = a·b + c, maximum(a, b), minimum(a, b): the second operand where one is NaN
 //   sum(Vec): lanes added as a tree, i with i + width/2, then i + width/4, …: the one order of every reduction
 //   sum_4(a, b, c, d, float*): four sums, bit for bit those of `sum`
+//   sum_scores(const Vec (&)[M][N], float*, stride): M × N sums, bit for bit those of `sum`, N at best score_columns(M)
 //   largest(Vec), select_less(a, b, x, y) = a < b ? x : y
 //   round_even(Vec), times_power_of_two(Vec, Vec): building blocks of exp
-//   prefetch(const void*): the cache line will be read soon
+//   prefetch(const void*): the cache line will be read soon; prefetch_far: into the second level
 //   tile_rows, tile_columns: the largest product tile whose accumulators stay in registers
 //   bf16 products (see BFloat16Dot): `has_bf16_dot` says whether this library has them, `bf16_dot_usable()` the machine
 #pragma once
@@ -55,5 +56,23 @@ template <class T>
 FERMI_INLINE void to_two(Vec&, Vec&, T) {}
 template <class T>
 FERMI_INLINE void from_two(Vec&, Vec&, T) {}
+
+#if !defined(FERMI_ISA_AVX512)
+/// N of sum_scores for M rows.
+constexpr int score_columns(int) {
+    return 4;
+}
+/// out[m · stride + n] = sum(sums[m][n])
+template <int M, int N>
+FERMI_INLINE void sum_scores(const Vec (&sums)[M][N], float* out, std::int64_t stride) {
+    for (int m = 0; m < M; ++m) {
+        if constexpr (N == 4) {
+            sum_4(sums[m][0], sums[m][1], sums[m][2], sums[m][3], out + m * stride);
+        } else {
+            for (int n = 0; n < N; ++n) out[m * stride + n] = sum(sums[m][n]);
+        }
+    }
+}
+#endif
 
 }  // namespace fermi::cpu::FERMI_ISA

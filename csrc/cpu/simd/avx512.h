@@ -148,12 +148,76 @@ FERMI_INLINE void sum_4(Vec a, Vec b, Vec c, Vec d, float* out) {
                            _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0), sums)));
 }
 
+/// Sixteen sums: those of vectors 4q … 4q + 3 become element q of the four quarters of the result.
+FERMI_INLINE Vec sum_16(const Vec (&v)[16]) {
+    const auto halves = [](Vec x, Vec y) {  // i + (i + 8): [x's eight, y's eight]
+        return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, x.value, y.value),
+                             _mm512_shuffle_f32x4(x.value, y.value, 0x4e));
+    };
+    __m512 quarters[4];  // i + (i + 4): the fours of four vectors
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+        const __m512 a = halves(v[4 * q], v[4 * q + 1]), b = halves(v[4 * q + 2], v[4 * q + 3]);
+        quarters[q] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    const auto pairs = [](__m512 x, __m512 y) {  // i + (i + 2): [x's two, y's two] in each quarter
+        return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, x, y), _mm512_shuffle_ps(x, y, 0x4e));
+    };
+    const __m512 a = pairs(quarters[0], quarters[1]), b = pairs(quarters[2], quarters[3]);
+    return {_mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd))};
+}
+
+/// N of sum_scores for M rows: sixteen sums, or twelve.
+constexpr int score_columns(int rows) {
+    return rows == 1 ? 16 : rows == 2 ? 8 : 4;
+}
+/// out[m · stride + n] = sum(sums[m][n])
+template <int M, int N>
+FERMI_INLINE void sum_scores(const Vec (&sums)[M][N], float* out, std::int64_t stride) {
+    if constexpr (N == score_columns(M)) {
+        Vec v[16];  // quarter L of the result: columns 4 (L / M) … of row L % M
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+#pragma GCC unroll 4
+            for (int quarter = 0; quarter < 4; ++quarter) {
+                const int column = q + 4 * (quarter / M);
+                v[4 * q + quarter] = column < N ? sums[quarter % M][column < N ? column : 0] : zero();
+            }
+        }
+        const __m512 result = sum_16(v).value;
+        if constexpr (M == 1) {
+            _mm512_storeu_ps(out, result);
+        } else if constexpr (M == 2) {  // quarters: row 0, row 1, row 0 further on, row 1
+            const __m512 rows = _mm512_shuffle_f32x4(result, result, 0xd8);
+            _mm256_storeu_ps(out, _mm512_castps512_ps256(rows));
+            _mm256_storeu_ps(out + stride, _mm512_extractf32x8_ps(rows, 1));
+        } else {
+            _mm_storeu_ps(out, _mm512_castps512_ps128(result));
+            _mm_storeu_ps(out + stride, _mm512_extractf32x4_ps(result, 1));
+            _mm_storeu_ps(out + 2 * stride, _mm512_extractf32x4_ps(result, 2));
+            if constexpr (M == 4) _mm_storeu_ps(out + 3 * stride, _mm512_extractf32x4_ps(result, 3));
+        }
+    } else {
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+            if constexpr (N == 4) {
+                sum_4(sums[m][0], sums[m][1], sums[m][2], sums[m][3], out + m * stride);
+            } else {
+                for (int n = 0; n < N; ++n) out[m * stride + n] = sum(sums[m][n]);
+            }
+        }
+    }
+}
+
 FERMI_INLINE float largest(Vec a) {
     return _mm512_reduce_max_ps(a.value);
 }
 
 FERMI_INLINE void prefetch(const void* address) {
     _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
+}
+FERMI_INLINE void prefetch_far(const void* address) {
+    _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1);
 }
 
 struct Two {

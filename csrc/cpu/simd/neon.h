@@ -136,6 +136,9 @@ FERMI_INLINE float largest(Vec a) {
 FERMI_INLINE void prefetch(const void* address) {
     __builtin_prefetch(address);
 }
+FERMI_INLINE void prefetch_far(const void* address) {
+    __builtin_prefetch(address, 0, 2);
+}
 
 struct Two {
     Vec a, b;

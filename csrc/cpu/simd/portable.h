@@ -112,6 +112,9 @@ FERMI_INLINE float largest(const Vec& a) {
 FERMI_INLINE void prefetch(const void* address) {
     __builtin_prefetch(address);
 }
+FERMI_INLINE void prefetch_far(const void* address) {
+    __builtin_prefetch(address);
+}
 
 struct Two {
     Vec a, b;
