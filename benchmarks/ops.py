@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def describe_ops(model: Model, phase: Phase, memory: Memory, kept: Memory) -> It
     tokens, dim = phase.tokens, model.head_dim
     q_size, kv_size = model.heads * dim, model.kv_heads * dim
     x, wide = activations(tokens, model.hidden), activations(tokens, q_size)
-    gate_up, gated = activations(tokens, 2 * model.intermediate), activations(tokens, model.intermediate)
+    gated = activations(tokens, model.intermediate)
     q, k, v = (activations(tokens, n, dim) for n in (model.heads, model.kv_heads, model.kv_heads))
     frequencies = _C.Tensor.from_numpy(np.float32(1e4) ** (-np.arange(dim // 2, dtype=np.float32) / (dim // 2))[None])
     positions = indices(np.tile(np.arange(phase.context - phase.queries, phase.context), phase.sequences))
@@ -142,20 +143,25 @@ def describe_ops(model: Model, phase: Phase, memory: Memory, kept: Memory) -> It
     def cache() -> tuple[_C.Tensor, _C.Tensor]:
         return kept.take(*shape), kept.take(*shape)
 
+    def surroundings() -> dict[str, Any]:
+        return {"norm": memory.take(model.hidden), "epsilon": 1e-6}
+
     yield "rms_norm", lambda: _C.rms_norm(x, memory.take(model.hidden), 1e-6)
-    yield "linear qkv", lambda: _C.linear(x, weights(model.hidden, q_size, kv_size, kv_size))
+    yield "linear qkv", lambda: _C.linear(x, weights(model.hidden, q_size, kv_size, kv_size), **surroundings())
     yield "rope_angles", lambda: _C.rope_angles(positions, positions, frequencies)
     yield "rope_append", lambda: _C.rope_append(q, k, v, angles, slots, *cache(), **scales)
     yield "attention", lambda: _C.attention(q, *cache(), tables, starts, contexts, scale=dim**-0.5, **scales)
-    yield "linear output", lambda: _C.linear(wide, weights(q_size, model.hidden))
-    yield "add_rms_norm", lambda: _C.add_rms_norm(x, activations(tokens, model.hidden), memory.take(model.hidden), 1e-6)
-    yield "linear gate up", lambda: _C.linear(x, weights(model.hidden, model.intermediate, model.intermediate))
-    yield "gated_activation", lambda: _C.gated_activation(gate_up, "silu")
-    yield "linear down", lambda: _C.linear(gated, weights(model.intermediate, model.hidden))
+    yield "linear output", lambda: _C.linear(wide, weights(q_size, model.hidden), residual=x)
+    gate_up = (model.intermediate, model.intermediate)
+    yield (
+        "linear gate up",
+        lambda: _C.linear(x, weights(model.hidden, *gate_up), activation="silu", **surroundings()),
+    )
+    yield "linear down", lambda: _C.linear(gated, weights(model.intermediate, model.hidden), residual=x)
     yield "embed", lambda: _C.embed(ids, weights(model.hidden, model.vocabulary)[0])
     yield "gather_rows", lambda: _C.gather_rows(x, last)
     head = activations(phase.sequences, model.hidden)
-    yield "linear head", lambda: _C.linear(head, weights(model.hidden, model.vocabulary))
+    yield "linear head", lambda: _C.linear(head, weights(model.hidden, model.vocabulary), **surroundings())
 
 
 @dataclass(frozen=True)

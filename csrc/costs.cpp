@@ -21,9 +21,6 @@ std::uint64_t operations(const Embed&) {
 std::uint64_t operations(const RmsNorm& op) {
     return 4 * elements(op.x);
 }
-std::uint64_t operations(const AddRmsNorm& op) {
-    return 5 * elements(op.x);
-}
 std::uint64_t operations(const RopeAngles& op) {
     return 2 * elements(op.out);
 }
@@ -31,14 +28,21 @@ std::uint64_t operations(const RopeAppend& op) {
     const std::uint64_t normed = op.q_norm.defined() ? 4 * (elements(op.q) + elements(op.k)) : 0;
     return 3 * extent(op.angles, 0) * extent(op.angles, 1) * (extent(op.q, 1) + extent(op.k, 1)) + normed;
 }
-std::uint64_t operations(const GatedActivation& op) {
-    return 5 * elements(op.out);
-}
 std::uint64_t operations(const GatherRows&) {
     return 0;
 }
 std::uint64_t operations(const Copy&) {
     return 0;
+}
+std::uint64_t operations(const Quantize& op) {
+    return 4 * elements(op.x) * static_cast<std::uint64_t>(op.candidates);
+}
+std::uint64_t operations(const Linear& op) {
+    const std::uint64_t tokens = extent(op.x, 0), columns = extent(op.x, 1);
+    std::uint64_t rows = 0;
+    for (const Weight& weight : op.weights) rows += static_cast<std::uint64_t>(weight.rows());
+    return 2 * tokens * columns * rows + (op.norm.defined() ? 4 * tokens * columns : 0) +
+           (op.activation ? 5 * elements(op.out) : 0) + (op.add ? elements(op.out) : 0);
 }
 
 /// Every operand once.
@@ -57,12 +61,9 @@ Cost cost(const Operation& op) {
 }
 
 Cost cost(const Embed& op) {
-    const std::uint64_t row = extent(op.table.data, 1) * size_of(op.table.data.dtype());
+    const auto rows = static_cast<std::uint64_t>(std::max<std::int64_t>(1, op.table.rows()));
+    const std::uint64_t row = (op.table.bytes() + rows - 1) / rows;
     return {op.out.bytes() + op.token_ids.bytes() + extent(op.token_ids, 0) * row, operations(op)};
-}
-
-Cost cost(const Linear& op) {
-    return {bytes_of_all(op), 2 * elements(op.out) * extent(op.x, 1)};
 }
 
 /// Of the keys, or of the values, of all heads at one position.

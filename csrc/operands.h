@@ -17,13 +17,21 @@ enum class Access : std::uint8_t { read, write, update };
 template <class Operation, class Which>
 concept OpOf = std::same_as<std::remove_const_t<Operation>, Which>;
 
+/// The tensors of a weight, under its name.
+template <OpOf<Weight> AnyWeight, class Visitor>
+void visit_parts(std::string_view name, AnyWeight& weight, Access access, Visitor&& visit) {
+    visit(name, weight.data, access);
+    visit(name, weight.scales, access);
+    visit(name, weight.zeros, access);
+}
+
 // visit_operands(op, visitor): calls visitor(name, tensor, access) for each tensor, outputs first, undefined ones too.
 
 template <OpOf<Embed> Operation, class Visitor>
 void visit_operands(Operation& op, Visitor&& visit) {
     visit("out", op.out, Access::write);
     visit("token_ids", op.token_ids, Access::read);
-    visit("table", op.table.data, Access::read);
+    visit_parts("table", op.table, Access::read, visit);
 }
 
 template <OpOf<RmsNorm> Operation, class Visitor>
@@ -33,19 +41,12 @@ void visit_operands(Operation& op, Visitor&& visit) {
     visit("weight", op.weight, Access::read);
 }
 
-template <OpOf<AddRmsNorm> Operation, class Visitor>
-void visit_operands(Operation& op, Visitor&& visit) {
-    visit("out", op.out, Access::write);
-    visit("residual", op.residual, Access::update);
-    visit("x", op.x, Access::read);
-    visit("weight", op.weight, Access::read);
-}
-
 template <OpOf<Linear> Operation, class Visitor>
 void visit_operands(Operation& op, Visitor&& visit) {
-    visit("out", op.out, Access::write);
+    visit("out", op.out, op.add ? Access::update : Access::write);
     visit("x", op.x, Access::read);
-    for (auto& weight : op.weights) visit("weight", weight.data, Access::read);
+    visit("norm", op.norm, Access::read);
+    for (auto& weight : op.weights) visit_parts("weight", weight, Access::read, visit);
     for (auto& bias : op.biases) visit("bias", bias, Access::read);
 }
 
@@ -91,12 +92,6 @@ void visit_operands(Operation& op, Visitor&& visit) {
     visit("context_lengths", op.context_lengths, Access::read);
 }
 
-template <OpOf<GatedActivation> Operation, class Visitor>
-void visit_operands(Operation& op, Visitor&& visit) {
-    visit("out", op.out, Access::write);
-    visit("x", op.x, Access::read);
-}
-
 template <OpOf<GatherRows> Operation, class Visitor>
 void visit_operands(Operation& op, Visitor&& visit) {
     visit("out", op.out, Access::write);
@@ -108,6 +103,13 @@ template <OpOf<Copy> Operation, class Visitor>
 void visit_operands(Operation& op, Visitor&& visit) {
     visit("destination", op.destination, Access::write);
     visit("source", op.source, Access::read);
+}
+
+template <OpOf<Quantize> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit_parts("out", op.out, Access::write, visit);
+    visit("x", op.x, Access::read);
+    visit("importance", op.importance, Access::read);
 }
 
 template <class Visitor>

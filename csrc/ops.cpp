@@ -58,6 +58,7 @@ class FrontDoor {
     void weight(std::string_view name, const Weight& weight) const {
         const Tensor& data = weight.data;
         defined(name, data);
+        if (weight.format != WeightFormat::dense) return;  // checked when it was packed
         expect(is_float(data.dtype()) && data.rank() == 2, name, " must be f32, f16 or bf16 [rows, columns], not ",
                data);
         rows_contiguous(name, data);
@@ -162,24 +163,11 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon) {
     return out;
 }
 
-Tensor add_rms_norm(const Tensor& residual, const Tensor& x, const Tensor& weight, float epsilon) {
-    const FrontDoor door(AddRmsNorm::name);
-    door.activations("residual", residual, 2, "[tokens, dim]");
-    door.activations("x", x, 2, "[tokens, dim]");
-    door.expect(x.shape() == residual.shape(), "x ", x.shape(), " and residual ", residual.shape(), " differ in shape");
-    door.vector("weight", weight, x.size(-1));
-    door.finite("epsilon", epsilon);
-    door.destination("residual", residual);
-    door.apart("residual", residual, "x", x);
-    door.apart("residual", residual, "weight", weight);
-    Tensor out = allocate(x, DType::f32, x.shape());
-    dispatch(AddRmsNorm{out, residual, x, weight, epsilon});
-    return out;
-}
+namespace {
 
-Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> biases) {
-    const FrontDoor door(Linear::name);
-    door.activations("x", x, 2, "[tokens, columns]");
+/// The rows of a linear's output for each token. Weights must fit x, each other and the activation.
+std::int64_t check_weights(const FrontDoor& door, const Tensor& x, const std::vector<Weight>& weights,
+                           const std::vector<Tensor>& biases, bool activated) {
     door.expect(!weights.empty(), "there is no weight");
     door.expect(biases.empty() || biases.size() == weights.size(), biases.size(), " biases for ", weights.size(),
                 " weights");
@@ -188,15 +176,48 @@ Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> 
         door.weight("weight", weight);
         door.expect(weight.columns() == x.size(1), "weight ", weight, " has ", weight.columns(), " columns, x ",
                     x.shape(), " has ", x.size(1));
+        door.expect(weight.format == weights[0].format && weight.group() == weights[0].group(), "weights ", weights[0],
+                    " and ", weight, " differ in format or group");
         rows += weight.rows();
     }
     for (std::size_t i = 0; i < biases.size(); ++i) {
         if (biases[i].defined()) door.vector("bias", biases[i], weights[i].rows());
     }
-    Tensor out = allocate(x, DType::f32, {x.size(0), rows});
+    if (!activated || weights.size() == 1) return rows;
+    door.expect(weights.size() == 2 && weights[0].rows() == weights[1].rows(),
+                "an activation takes one weight, or two of equal rows");
+    return weights[0].rows();
+}
+
+}  // namespace
+
+Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> biases, Surroundings around) {
+    const FrontDoor door(Linear::name);
+    door.activations("x", x, 2, "[tokens, columns]");
+    const std::int64_t rows = check_weights(door, x, weights, biases, around.activation.has_value());
+    if (around.norm.defined()) {
+        door.vector("norm", around.norm, x.size(1));
+        door.finite("epsilon", around.epsilon);
+    }
+    const bool add = around.residual.defined();
+    if (add) {
+        const Tensor& residual = around.residual;
+        door.activations("residual", residual, 2, "[tokens, rows]");
+        door.expect(residual.size(0) == x.size(0) && residual.size(1) == rows, "residual must be [", x.size(0), ", ",
+                    rows, "], not ", residual.shape());
+        door.destination("residual", residual);
+        door.apart("residual", residual, "x", x);
+        if (around.norm.defined()) door.apart("residual", residual, "norm", around.norm);
+        for (const Weight& weight : weights) door.apart("residual", residual, "weight", weight.data);
+        for (const Tensor& bias : biases) {
+            if (bias.defined()) door.apart("residual", residual, "bias", bias);
+        }
+    }
+    Tensor out = add ? around.residual : allocate(x, DType::f32, {x.size(0), rows});
     const Recording* recording = Recording::current();
     const Numerics numerics = recording != nullptr ? recording->numerics() : Numerics::fast;
-    dispatch(Linear{out, x, std::move(weights), std::move(biases), numerics});
+    dispatch(Linear{out, x, std::move(weights), std::move(biases), around.norm, around.epsilon, around.activation, add,
+                    numerics});
     return out;
 }
 
@@ -322,15 +343,6 @@ Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_c
     return out;
 }
 
-Tensor gated_activation(const Tensor& x, Activation activation) {
-    const FrontDoor door(GatedActivation::name);
-    door.activations("x", x, 2, "[tokens, 2n]");
-    door.expect(x.size(1) % 2 == 0, "x ", x.shape(), " has an odd last dimension");
-    Tensor out = allocate(x, DType::f32, {x.size(0), x.size(1) / 2});
-    dispatch(GatedActivation{out, x, activation});
-    return out;
-}
-
 Tensor gather_rows(const Tensor& x, const Tensor& rows) {
     const FrontDoor door(GatherRows::name);
     door.activations("x", x, 2, "[tokens, dim]");
@@ -352,6 +364,27 @@ void copy(const Tensor& destination, const Tensor& source) {
     door.destination("destination", destination);
     door.apart("destination", destination, "source", source);
     dispatch(Copy{destination, source});
+}
+
+Weight quantize(const Tensor& x, const Packing& packing, const Tensor& importance) {
+    const FrontDoor door(Quantize::name);
+    door.defined("x", x);
+    door.expect(is_float(x.dtype()) && x.rank() == 2, "x must be f32, f16 or bf16 [rows, columns], not ", x);
+    door.rows_contiguous("x", x);
+    door.expect(packing.format == WeightFormat::int4 || packing.symmetric, "only int4 can be asymmetric");
+    door.expect(packing.candidates >= 1, "candidates must be at least 1, not ", packing.candidates);
+    if (importance.defined()) {
+        door.vector("importance", importance, x.size(1));
+        door.expect(importance.dtype() == DType::f32, "importance must be f32, not ", importance.dtype());
+    }
+    const std::int64_t rows = x.size(0), columns = x.size(1);
+    const Dims shape = Weight::scales_shape(rows, columns, packing.group);
+    const DType dtype = packing.format == WeightFormat::int8 ? DType::i8 : DType::u8;
+    Weight out = Weight::packed(
+        allocate(x, dtype, Weight::packed_shape(packing.format, rows, columns)), allocate(x, packing.scales, shape),
+        packing.symmetric ? Tensor() : allocate(x, DType::u8, shape), rows, columns, packing.group);
+    dispatch(Quantize{out, x, importance, packing.candidates});
+    return out;
 }
 
 }  // namespace fermi

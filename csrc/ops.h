@@ -49,23 +49,24 @@ struct RmsNorm {
     float epsilon;
 };
 
-/// residual += x; out = rms_norm(residual).
-struct AddRmsNorm {
-    static constexpr std::string_view name = "add_rms_norm";
-    Tensor out;       // f32 [tokens, dim]
-    Tensor residual;  // f32 [tokens, dim], updated in place
-    Tensor x;         // f32 [tokens, dim]
-    Tensor weight;    // float [dim]
-    float epsilon;
-};
-
-/// out = x · [W₀; W₁; …]ᵀ + [b₀; b₁; …]: one or several weights that share an input, their outputs side by side.
+/// y = rms_norm(x) · [W₀; W₁; …]ᵀ + [b₀; b₁; …]: one or several weights that share an input, their outputs side by
+/// side, with what surrounds a product in a model, so that no pass over activations stands alone.
+///   norm        undefined: x is taken as it is
+///   activation  one weight: activation(y); two weights of equal rows: activation(y₀) · y₁ (arXiv 2002.05202)
+///   add         out += y: out is the residual stream
+/// Packed weights meet x rounded to int8, with a scale for each token and group of columns (128 where the weight has
+/// none); their results are the same bits whatever the number of tokens. Dense weights meet f32; where the machine
+/// multiplies pairs of bf16, `fast` rounds x to bf16 for many tokens.
 struct Linear {
     static constexpr std::string_view name = "linear";
-    Tensor out;                   // f32 [tokens, Σ rows]
+    Tensor out;                   // f32 [tokens, Σ rows], or [tokens, rows] of a gate
     Tensor x;                     // f32 [tokens, columns], rows contiguous, any row stride
-    std::vector<Weight> weights;  // each [rows, columns]
+    std::vector<Weight> weights;  // each [rows, columns]; packed: all of one format and group
     std::vector<Tensor> biases;   // empty, or one per weight: float [rows] or undefined
+    Tensor norm;                  // undefined, or float [columns]
+    float epsilon;                // of the norm
+    std::optional<Activation> activation;
+    bool add;
     Numerics numerics;
 };
 
@@ -129,14 +130,6 @@ struct Attention {
     Numerics numerics;
 };
 
-/// out = activation(x[:, :n]) · x[:, n:].
-struct GatedActivation {
-    static constexpr std::string_view name = "gated_activation";
-    Tensor out;  // f32 [tokens, n]
-    Tensor x;    // f32 [tokens, 2n], rows contiguous
-    Activation activation;
-};
-
 /// out[i] = x[rows[i]].
 struct GatherRows {
     static constexpr std::string_view name = "gather_rows";
@@ -152,8 +145,17 @@ struct Copy {
     Tensor source;
 };
 
-using Op = std::variant<Embed, RmsNorm, AddRmsNorm, Linear, RopeAngles, RopeAppend, Attention, GatedActivation,
-                        GatherRows, Copy>;
+/// out ≈ x, packed: of `candidates` scales for each row and group, the one with the least squared error, weighted by
+/// the column's importance. One candidate: the scale that reaches the largest element.
+struct Quantize {
+    static constexpr std::string_view name = "quantize";
+    Weight out;         // packed
+    Tensor x;           // float [rows, columns], rows contiguous
+    Tensor importance;  // f32 [columns], or undefined: all the same
+    int candidates;
+};
+
+using Op = std::variant<Embed, RmsNorm, Linear, RopeAngles, RopeAppend, Attention, GatherRows, Copy, Quantize>;
 
 /// What an op must move and do at the least, from shapes and, where they matter, from the values of lengths.
 struct Cost {
@@ -172,8 +174,16 @@ FERMI_API void strip_leases(Op& op);
 // The front doors. Each throws InvalidArgument naming the op and what does not fit.
 FERMI_API Tensor embed(const Tensor& token_ids, const Weight& table);
 FERMI_API Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon);
-FERMI_API Tensor add_rms_norm(const Tensor& residual, const Tensor& x, const Tensor& weight, float epsilon);
-FERMI_API Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> biases = {});
+
+/// What a linear does besides the product (see Linear).
+struct Surroundings {
+    Tensor norm{};
+    float epsilon = 0.0F;
+    std::optional<Activation> activation{};
+    Tensor residual{};  ///< updated in place, and returned
+};
+FERMI_API Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> biases = {},
+                        Surroundings around = {});
 
 struct RopeScaling {
     RopeRule rule = RopeRule::fixed;
@@ -201,8 +211,17 @@ FERMI_API void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, co
 FERMI_API Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_cache,
                            const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
                            float scale, std::int32_t window = 0, const CacheScales& scales = {});
-FERMI_API Tensor gated_activation(const Tensor& x, Activation activation);
 FERMI_API Tensor gather_rows(const Tensor& x, const Tensor& rows);
 FERMI_API void copy(const Tensor& destination, const Tensor& source);
+
+/// How `quantize` packs (see Weight and Quantize).
+struct Packing {
+    WeightFormat format = WeightFormat::int8;
+    std::int64_t group = 0;
+    bool symmetric = true;
+    DType scales = DType::f16;
+    int candidates = 1;
+};
+FERMI_API Weight quantize(const Tensor& x, const Packing& packing, const Tensor& importance = {});
 
 }  // namespace fermi

@@ -39,10 +39,9 @@ void print_scalars(std::ostream&, const Operation&) {}
 void print_scalars(std::ostream& stream, const RmsNorm& op) {
     stream << ", epsilon " << op.epsilon;
 }
-void print_scalars(std::ostream& stream, const AddRmsNorm& op) {
-    stream << ", epsilon " << op.epsilon;
-}
 void print_scalars(std::ostream& stream, const Linear& op) {
+    if (op.norm.defined()) stream << ", epsilon " << op.epsilon;
+    if (op.activation) stream << ", " << name_of(*op.activation);
     if (op.numerics == Numerics::batch_invariant) stream << ", batch_invariant";
 }
 void print_scalars(std::ostream& stream, const RopeAngles& op) {
@@ -58,8 +57,8 @@ void print_scalars(std::ostream& stream, const Attention& op) {
     if (op.window > 0) stream << ", window " << op.window;
     if (op.numerics == Numerics::batch_invariant) stream << ", batch_invariant";
 }
-void print_scalars(std::ostream& stream, const GatedActivation& op) {
-    stream << ", " << name_of(op.activation);
+void print_scalars(std::ostream& stream, const Quantize& op) {
+    stream << ", " << op.out << ", candidates " << op.candidates;
 }
 
 }  // namespace
@@ -76,7 +75,7 @@ std::ostream& operator<<(std::ostream& stream, const Op& op) {
             stream << " = " << each.name << '(';
             separator = "";
             visit_operands(each, [&](std::string_view name, const Tensor& tensor, Access access) {
-                if (access == Access::write) return;
+                if (access == Access::write || !tensor.defined()) return;
                 stream << separator << name << ' ' << tensor;
                 separator = ", ";
             });

@@ -13,6 +13,7 @@
 
 #include "dtype.h"
 #include "tensor.h"
+#include "weight.h"
 
 namespace fermi::python {
 
@@ -28,6 +29,8 @@ void bind_ops(py::module_& module);
 
 /// "f32" → DType::f32. Throws InvalidArgument.
 DType parse_dtype(std::string_view name);
+/// "int8" → WeightFormat::int8. Throws InvalidArgument for what is not packed.
+WeightFormat parse_packed_format(std::string_view name);
 
 /// Throws InvalidArgument unless the tensor's memory can be read from here: on the CPU, and there (a recording's
 /// intermediates have none before the recording is closed).

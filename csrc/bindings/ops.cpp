@@ -31,14 +31,24 @@ RopeRule parse_rule(std::string_view name) {
     throw InvalidArgument(message("rope_angles: rule \"", name, "\" is none of fixed, dynamic_ntk, longrope"));
 }
 
-Tensor linear_of(const Tensor& x, Weights weights, Biases biases) {
+DType parse_scales(std::string_view name) {
+    if (name == "f16") return DType::f16;
+    if (name == "f32") return DType::f32;
+    throw InvalidArgument(message("quantize: scales \"", name, "\" are none of f16, f32"));
+}
+
+Tensor linear_of(const Tensor& x, Weights weights, Biases biases, std::optional<Tensor> norm, float epsilon,
+                 const std::optional<std::string>& activation, std::optional<Tensor> residual) {
     if (auto* one = std::get_if<Weight>(&weights)) weights = std::vector{std::move(*one)};
     std::vector<Tensor> list;
     if (auto* one = std::get_if<Tensor>(&biases)) list.push_back(std::move(*one));
     if (auto* many = std::get_if<std::vector<std::optional<Tensor>>>(&biases)) {
         for (std::optional<Tensor>& bias : *many) list.push_back(std::move(bias).value_or(Tensor()));
     }
-    return linear(x, std::get<std::vector<Weight>>(std::move(weights)), std::move(list));
+    Surroundings around{std::move(norm).value_or(Tensor()), epsilon, std::nullopt,
+                        std::move(residual).value_or(Tensor())};
+    if (activation) around.activation = parse_activation(*activation);
+    return linear(x, std::get<std::vector<Weight>>(std::move(weights)), std::move(list), std::move(around));
 }
 
 }  // namespace
@@ -47,8 +57,9 @@ void bind_ops(py::module_& module) {
     using py::arg;
     module.def("embed", &embed, arg("token_ids"), arg("table"));
     module.def("rms_norm", &rms_norm, arg("x"), arg("weight"), arg("epsilon"));
-    module.def("add_rms_norm", &add_rms_norm, arg("residual"), arg("x"), arg("weight"), arg("epsilon"));
-    module.def("linear", &linear_of, arg("x"), arg("weights"), arg("biases") = py::none());
+    module.def("linear", &linear_of, arg("x"), arg("weights"), arg("biases") = py::none(), py::kw_only(),
+               arg("norm") = py::none(), arg("epsilon") = 0.0F, arg("activation") = py::none(),
+               arg("residual") = py::none());
     module.def(
         "rope_angles",
         [](const Tensor& positions, const Tensor& lengths, const Tensor& frequencies, const std::string& rule,
@@ -81,14 +92,17 @@ void bind_ops(py::module_& module) {
         arg("q"), arg("key_cache"), arg("value_cache"), arg("block_tables"), arg("query_starts"),
         arg("context_lengths"), py::kw_only(), arg("scale"), arg("window") = 0, arg("key_scales") = py::none(),
         arg("value_scales") = py::none());
-    module.def(
-        "gated_activation",
-        [](const Tensor& x, const std::string& activation) {
-            return gated_activation(x, parse_activation(activation));
-        },
-        arg("x"), arg("activation"));
     module.def("gather_rows", &gather_rows, arg("x"), arg("rows"));
     module.def("copy", &copy, arg("destination"), arg("source"));
+    module.def(
+        "quantize",
+        [](const Tensor& x, const std::string& format, std::int64_t group, bool symmetric, const std::string& scales,
+           int candidates, std::optional<Tensor> importance) {
+            return quantize(x, {parse_packed_format(format), group, symmetric, parse_scales(scales), candidates},
+                            std::move(importance).value_or(Tensor()));
+        },
+        arg("x"), arg("format"), py::kw_only(), arg("group") = 0, arg("symmetric") = true, arg("scales") = "f16",
+        arg("candidates") = 1, arg("importance") = py::none());
 }
 
 }  // namespace fermi::python

@@ -8,14 +8,13 @@ namespace fermi::cpu::FERMI_ISA {
 
 void run(const Embed& op, const Lane& lane);
 void run(const RmsNorm& op, const Lane& lane);
-void run(const AddRmsNorm& op, const Lane& lane);
 void run(const Linear& op, const Lane& lane);
 void run(const RopeAngles& op, const Lane& lane);
 void run(const RopeAppend& op, const Lane& lane);
 void run(const Attention& op, const Lane& lane);
-void run(const GatedActivation& op, const Lane& lane);
 void run(const GatherRows& op, const Lane& lane);
 void run(const Copy& op, const Lane& lane);
+void run(const Quantize& op, const Lane& lane);
 
 /// The scratch memory of an op on `lanes` lanes; ops without an overload need none.
 template <class AnyOp>
@@ -25,5 +24,6 @@ Scratch scratch_of(const AnyOp&, int) {
 Scratch scratch_of(const Linear& op, int lanes);
 Scratch scratch_of(const RopeAppend& op, int lanes);
 Scratch scratch_of(const Attention& op, int lanes);
+Scratch scratch_of(const Quantize& op, int lanes);
 
 }  // namespace fermi::cpu::FERMI_ISA

@@ -58,6 +58,11 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
+/// A size of memory, to whole cache lines.
+constexpr std::size_t round_up_size(std::size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
 /// Bytes of `count` floats, padded so that what follows is 64-byte aligned.
 constexpr std::size_t float_bytes(std::int64_t count) {
     return static_cast<std::size_t>(round_up(count * static_cast<std::int64_t>(sizeof(float)), 64));

@@ -15,6 +15,7 @@ namespace fermi::cpu::FERMI_ISA {
 template <class W>
 struct FloatDot {
     using X = float;
+    using Panel = FloatDot<float>;  // what multiplies weights that were widened beforehand
     static constexpr int step = Vec::width;
     struct Operand {
         Vec value;
@@ -29,6 +30,7 @@ struct FloatDot {
 /// x and w are bf16; pairs of exact products are added to an f32 sum.
 struct BFloat16Dot {
     using X = bf16;
+    using Panel = BFloat16Dot;
     static constexpr int step = 2 * Vec::width;
 #if defined(FERMI_ISA_AVX512)
     static FERMI_INLINE PairVec load_x(const bf16* from) { return load_pairs(from); }
@@ -41,16 +43,16 @@ struct BFloat16Dot {
 #endif
 };
 
-/// sums[m][n] += Σ x[m][k] · w[n][k] for k in [0, count). `rows` of x lie `x_stride` apart; w has one pointer per row.
-/// ahead(k) is called before step k: the place to prefetch.
-template <class Dot, int M, int N, class W, class Ahead>
+/// sums[m][n] += Σ x[m][k] · w[n][k] for k in [0, count). `rows` of x lie `x_stride` apart; w has one pointer per row,
+/// whose steps lie `spread` steps apart. ahead(k) is called before step k: the place to prefetch.
+template <class Dot, int spread = 1, int M, int N, class W, class Ahead>
 FERMI_INLINE void accumulate_tile(Vec (&sums)[M][N], const typename Dot::X* x, std::int64_t x_stride,
                                   const W* const (&w)[N], std::int64_t count, const Ahead& ahead) {
     const auto advance = [&](std::int64_t k, auto... partial) {
         ahead(k);
         decltype(Dot::load_w(w[0])) column[N];
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) column[n] = Dot::load_w(w[n] + k, partial...);
+        for (int n = 0; n < N; ++n) column[n] = Dot::load_w(w[n] + k * spread, partial...);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             const auto row = Dot::load_x(x + m * x_stride + k, partial...);

@@ -16,6 +16,8 @@ __version__: str
 
 DTypeName = Literal["f32", "f16", "bf16", "f64", "i8", "u8", "i16", "i32", "i64", "bool"]
 ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu"]
+WeightFormatName = Literal["dense", "int8", "int4"]
+PackedFormatName = Literal["int8", "int4"]
 RopeRuleName = Literal["fixed", "dynamic_ntk", "longrope"]
 
 class FormatError(ValueError):
@@ -84,8 +86,27 @@ class Weight:
 
     def __init__(self, data: Tensor) -> None:
         """A dense weight over a float matrix whose rows are contiguous."""
+    @staticmethod
+    def packed(data: Tensor, scales: Tensor, zeros: Tensor | None, rows: int, columns: int, group: int) -> Weight:
+        """Integers with a scale for each row and ``group`` columns (0: all): scale * (q - zero), in strips of 16 rows.
+
+        int8: data i8 [strips, ceil(columns / 4), 16, 4], zero 0. int4: data u8 [strips, ceil(columns / 8), 16, 4], of
+        each byte j the low half column 8i + j, the high half column 8i + 4 + j; zero 8 where zeros is None. scales f16
+        or f32, zeros u8: [strips, groups, 16]. ValueError where a part has another shape or dtype."""
+    @staticmethod
+    def packed_shapes(
+        format: PackedFormatName, rows: int, columns: int, group: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the data, and of the scales and zeros."""
     @property
-    def format(self) -> str: ...
+    def format(self) -> WeightFormatName: ...
+    @property
+    def group(self) -> int:
+        """Columns that share a scale; 0: all of a row, or a dense weight."""
+    @property
+    def scales(self) -> Tensor | None: ...
+    @property
+    def zeros(self) -> Tensor | None: ...
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
@@ -181,13 +202,21 @@ def embed(token_ids: Tensor, table: Weight) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """[.., dim], [dim] -> [.., dim] contiguous; rank 2 or 3 (arXiv 1910.07467)."""
 
-def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """residual += x, in place; returns rms_norm(residual)."""
-
 def linear(
-    x: Tensor, weights: Weight | Sequence[Weight], biases: Sequence[Tensor | None] | Tensor | None = None
+    x: Tensor,
+    weights: Weight | Sequence[Weight],
+    biases: Sequence[Tensor | None] | Tensor | None = None,
+    *,
+    norm: Tensor | None = None,
+    epsilon: float = 0.0,
+    activation: ActivationName | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """[tokens, in] and weights [out_i, in] that share it -> [tokens, sum(out_i)]: x @ W.T + b, side by side."""
+    """[tokens, in] and weights [out_i, in] that share it -> [tokens, sum(out_i)]: x @ W.T + b, side by side.
+
+    norm [in]: x is rms_norm(x) first. activation: of the output of one weight; with two weights of equal out features
+    a gate, activation(first) * second. residual [tokens, out]: the result is added to it in place, and it is returned.
+    """
 
 def rope_angles(
     positions: Tensor,
@@ -244,11 +273,21 @@ def attention(
     q [tokens, heads, head_dim]; block_tables [sequences, max_blocks], query_starts [sequences + 1],
     context_lengths [sequences], all i32. ``window``: keys a query sees, itself included; 0: all. Scales: of i8 caches."""
 
-def gated_activation(x: Tensor, activation: ActivationName) -> Tensor:
-    """[tokens, 2n] -> [tokens, n]: activation(x[:, :n]) * x[:, n:]."""
-
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     """[tokens, dim], [n] i32 -> [n, dim]."""
 
 def copy(destination: Tensor, source: Tensor) -> None:
     """Elementwise over equal shapes; converts between float dtypes."""
+
+def quantize(
+    x: Tensor,
+    format: PackedFormatName,
+    *,
+    group: int = 0,
+    symmetric: bool = True,
+    scales: Literal["f16", "f32"] = "f16",
+    candidates: int = 1,
+    importance: Tensor | None = None,
+) -> Weight:
+    """Packs a float matrix [rows, columns]. Of ``candidates`` scales for each row and group the one with the least
+    squared error, weighted by importance [columns] f32 where given; 1: the scale that reaches the largest element."""

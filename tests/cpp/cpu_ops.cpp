@@ -29,8 +29,6 @@ TEST_P(CpuOps, RmsNormMatchesDoublePrecision) {
         const Tensor x = random_tensor(random, {5, dim});
         const Tensor weight = random_tensor(random, {dim}, DType::bf16);
         const Tensor out = rms_norm(x, weight, 1e-5F);
-        const Tensor residual = filled({5, dim}, 0.0F);
-        const Tensor added = add_rms_norm(residual, x, weight, 1e-5F);
         for (std::int64_t t = 0; t < 5; ++t) {
             double squares = 0.0;
             for (std::int64_t i = 0; i < dim; ++i) squares += std::pow(static_cast<double>(get(x, t * dim + i)), 2.0);
@@ -41,8 +39,6 @@ TEST_P(CpuOps, RmsNormMatchesDoublePrecision) {
                 EXPECT_NEAR(get(out, t * dim + i), expected, 1e-6 * (1.0 + std::abs(expected)));
             }
         }
-        EXPECT_TRUE(same_bits(residual, x));
-        EXPECT_TRUE(same_bits(added, out));
     }
 }
 
@@ -61,20 +57,18 @@ TEST_P(CpuOps, RmsNormOfHeadsTakesViews) {
 TEST_P(CpuOps, ActivationsMatchTheirFormulas) {
     const BackendScope scope(open());
     const std::int64_t n = 331;
-    const Tensor x = Tensor::empty(DType::f32, {2, 2 * n});
-    for (std::int64_t t = 0; t < 2; ++t) {
-        for (std::int64_t i = 0; i < n; ++i) {
-            x.data<float>()[t * 2 * n + i] = static_cast<float>(i - n / 2) * (t == 0 ? 0.0625F : 3.0F);
-            x.data<float>()[t * 2 * n + n + i] = 0.5F;
-        }
-    }
+    // One column: an output is the input times its weight.
+    const Tensor weight = Tensor::empty(DType::f32, {n, 1});
+    for (std::int64_t i = 0; i < n; ++i) put(weight, i, static_cast<float>(i - n / 2));
+    const Tensor x = Tensor::empty(DType::f32, {2, 1});
+    put(x, 0, 0.0625F);
+    put(x, 1, 3.0F);
     const auto check = [&](Activation activation, auto formula) {
-        const Tensor out = gated_activation(x, activation);
+        const Tensor out = linear(x, {Weight::dense(weight)}, {}, {.activation = activation});
         for (std::int64_t t = 0; t < 2; ++t) {
             for (std::int64_t i = 0; i < n; ++i) {
-                const double value = static_cast<double>(get(x, t * 2 * n + i));
-                const double expected = 0.5 * formula(value);
-                ASSERT_NEAR(get(out, t * n + i), expected, 5e-7 * (1.0 + std::abs(value))) << "of " << value;
+                const double value = static_cast<double>(get(x, t)) * static_cast<double>(get(weight, i));
+                ASSERT_NEAR(get(out, t * n + i), formula(value), 5e-7 * (1.0 + std::abs(value))) << "of " << value;
             }
         }
     };
@@ -149,8 +143,8 @@ TEST_P(CpuOps, RecordingEqualsEager) {
     const Tensor norm = random_tensor(random, {48});
     const auto describe = [&] {
         const Tensor x = embed(ids, table);
-        const Tensor h = linear(rms_norm(x, norm, 1e-6F), {gate, gate});
-        return linear(gated_activation(h, Activation::silu), {Weight::dense(random_tensor(random, {7, 40}))});
+        const Tensor h = linear(x, {gate, gate}, {}, {.norm = norm, .epsilon = 1e-6F, .activation = Activation::silu});
+        return linear(h, {Weight::dense(random_tensor(random, {7, 40}))});
     };
     Tensor eager;
     {

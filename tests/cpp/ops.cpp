@@ -66,8 +66,13 @@ TEST(FrontDoors, SayWhatDoesNotFit) {
               "linear: bias has 4 elements, it must have 3");
     EXPECT_EQ(refusal([] { linear(zeros({8, 2}).transpose(0, 1), {weight(3, 8)}); }),
               "linear: x: the last dimension must be contiguous, [2, 8] has strides [1, 2]");
-    EXPECT_EQ(refusal([] { gated_activation(zeros({2, 7}), Activation::silu); }),
-              "gated_activation: x [2, 7] has an odd last dimension");
+    EXPECT_EQ(
+        refusal([] { linear(zeros({2, 8}), {weight(3, 8), weight(4, 8)}, {}, {.activation = Activation::silu}); }),
+        "linear: an activation takes one weight, or two of equal rows");
+    EXPECT_EQ(refusal([] { linear(zeros({2, 8}), {weight(3, 8)}, {}, {.norm = zeros({7})}); }),
+              "linear: norm has 7 elements, it must have 8");
+    EXPECT_EQ(refusal([] { linear(zeros({2, 8}), {weight(3, 8)}, {}, {.residual = zeros({2, 4})}); }),
+              "linear: residual must be [2, 3], not [2, 4]");
     EXPECT_EQ(refusal([] { gather_rows(zeros({2, 7}, DType::f16), indices(1)); }),
               "gather_rows: x must be f32 [tokens, dim], not f16[2, 7]");
     EXPECT_EQ(refusal([] { rms_norm(zeros({2, 8}), zeros({8}), std::nanf("")); }),
@@ -76,13 +81,12 @@ TEST(FrontDoors, SayWhatDoesNotFit) {
 
 TEST(FrontDoors, GuardWhatTheyWrite) {
     const Tensor x = zeros({2, 8});
-    const Tensor ones = zeros({8});
-    EXPECT_EQ(refusal([&] { add_rms_norm(read_only(x), zeros({2, 8}), ones, 1.0F); }),
-              "add_rms_norm: residual is read-only");
-    EXPECT_EQ(refusal([&] { add_rms_norm(x, x, ones, 1.0F); }), "add_rms_norm: residual and x share memory");
-    const Tensor broadcast(x.storage(), DType::f32, {2, 8}, {0, 1}, 0);
-    EXPECT_EQ(refusal([&] { add_rms_norm(broadcast, zeros({2, 8}), ones, 1.0F); }),
-              "add_rms_norm: residual: elements share memory, [2, 8] has strides [0, 1]");
+    const auto add_to = [&](const Tensor& residual) { linear(x, {weight(8, 8)}, {}, {.residual = residual}); };
+    EXPECT_EQ(refusal([&] { add_to(read_only(zeros({2, 8}))); }), "linear: residual is read-only");
+    EXPECT_EQ(refusal([&] { add_to(x); }), "linear: residual and x share memory");
+    const Tensor broadcast(zeros({2, 8}).storage(), DType::f32, {2, 8}, {0, 1}, 0);
+    EXPECT_EQ(refusal([&] { add_to(broadcast); }),
+              "linear: residual: elements share memory, [2, 8] has strides [0, 1]");
     EXPECT_EQ(refusal([&] { copy(x.narrow(1, 0, 4), x.narrow(1, 2, 4)); }),
               "copy: destination and source share memory");
     EXPECT_EQ(refusal([&] { copy(read_only(x), zeros({2, 8})); }), "copy: destination is read-only");
@@ -159,9 +163,10 @@ TEST(Ops, TakeNoTokens) {
     EXPECT_EQ(embed(indices(0), weight(5, 4)).shape(), Dims({0, 4}));
     EXPECT_EQ(linear(zeros({0, 4}), {weight(3, 4)}).shape(), Dims({0, 3}));
     EXPECT_EQ(rms_norm(zeros({0, 2, 4}), zeros({4}), 1.0F).shape(), Dims({0, 2, 4}));
-    EXPECT_EQ(gated_activation(zeros({0, 4}), Activation::gelu).shape(), Dims({0, 2}));
+    EXPECT_EQ(linear(zeros({0, 4}), {weight(3, 4), weight(3, 4)}, {}, {.activation = Activation::gelu}).shape(),
+              Dims({0, 3}));
     EXPECT_EQ(gather_rows(zeros({3, 4}), indices(0)).shape(), Dims({0, 4}));
-    EXPECT_EQ(add_rms_norm(zeros({0, 4}), zeros({0, 4}), zeros({4}), 1.0F).shape(), Dims({0, 4}));
+    EXPECT_EQ(linear(zeros({0, 4}), {weight(3, 4)}, {}, {.residual = zeros({0, 3})}).shape(), Dims({0, 3}));
     EXPECT_EQ(rope_angles(indices(0), indices(0), zeros({1, 2})).shape(), Dims({0, 4}));
     copy(zeros({0, 3}), zeros({0, 3}));
     copy(zeros({}), zeros({}));

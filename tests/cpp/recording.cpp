@@ -85,8 +85,8 @@ struct Decoder {
             linear(attended, {out_weight}, {}, {.residual = x});
         }
         {
-            const Tensor gated =
-                linear(x, {gate_weight, up_weight}, {}, {.norm = norm, .epsilon = 1e-6F, .activation = Activation::silu});
+            const Tensor gated = linear(x, {gate_weight, up_weight}, {},
+                                        {.norm = norm, .epsilon = 1e-6F, .activation = Activation::silu});
             linear(gated, {down_weight}, {}, {.residual = x});
         }
         return linear(gather_rows(x, rows), {table}, {}, {.norm = norm, .epsilon = 1e-6F});

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from fermi import _C
 
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int32]
@@ -143,12 +146,159 @@ ACTIVATIONS: dict[str, Callable[[Doubles], Doubles]] = {
 }
 
 
-def gated_activation(x: Doubles, activation: str) -> Doubles:
-    """[tokens, 2n] -> [tokens, n]."""
-    n = x.shape[1] // 2
-    return ACTIVATIONS[activation](x[:, :n]) * x[:, n:]
+def gate(x: Doubles, y: Doubles, activation: str) -> Doubles:
+    """[tokens, n] twice -> [tokens, n]."""
+    return ACTIVATIONS[activation](x) * y
+
+
+def rounded_to_int8(x: Doubles, group: int) -> Doubles:
+    """What packed weights meet: [tokens, columns], each token and group (0: 128) of columns on a scale of its own."""
+    group = group or 128
+    result = np.empty_like(x)
+    for start in range(0, x.shape[1], group):
+        part = x[:, start : start + group].astype(np.float32)
+        largest = np.abs(part).max(axis=1, keepdims=True)
+        inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+        whole = np.clip(np.rint(part * inverse), -127, 127).astype(np.float64)
+        result[:, start : start + group] = whole * (largest / np.float32(127)).astype(np.float64)
+    return result
 
 
 def gather_rows(x: Doubles, rows: Integers) -> Doubles:
     """[tokens, dim], [n] -> [n, dim]."""
     return x[rows]
+
+
+class Packed(NamedTuple):
+    """A quantized matrix: w[r, c] = scales[r, c // group] * (levels[r, c] - zeros[r, c // group])."""
+
+    levels: Integers  # [rows, columns]
+    scales: npt.NDArray[np.float32]  # [rows, groups], exact in the dtype that they are kept in
+    zeros: Integers  # [rows, groups]
+    group: int  # columns that share a scale
+
+    def dequantized(self) -> Doubles:
+        """[rows, columns]."""
+        columns = np.arange(self.levels.shape[1]) // self.group
+        return self.scales.astype(np.float64)[:, columns] * (self.levels - self.zeros[:, columns])
+
+
+STRIP = 16
+
+
+def _strips(x: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
+    """[rows, columns] padded with zeros -> [strips, STRIP, columns / width, width]."""
+    rows, columns = x.shape
+    padded = np.zeros((-(-rows // STRIP) * STRIP, -(-columns // width) * width), x.dtype)
+    padded[:rows, :columns] = x
+    return padded.reshape(-1, STRIP, padded.shape[1] // width, width)
+
+
+def pack(
+    packed: Packed, weight_format: str, scales: str, symmetric: bool
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
+    """Data, scales and zeros as weight.h lays them out; what only pads is zero."""
+    if weight_format == "int8":
+        data: npt.NDArray[Any] = _strips(packed.levels.astype(np.int8), 4).transpose(0, 2, 1, 3)
+    else:
+        halves = _strips(packed.levels.astype(np.uint8), 8).transpose(0, 2, 1, 3)
+        data = halves[..., :4] | halves[..., 4:] << 4
+    kept = packed.scales.astype(np.float16 if scales == "f16" else np.float32)
+    parts = [
+        np.ascontiguousarray(_strips(part, 1)[..., 0].transpose(0, 2, 1))
+        for part in (kept, packed.zeros.astype(np.uint8))
+    ]
+    return np.ascontiguousarray(data), parts[0], None if symmetric else parts[1]
+
+
+def unpack(weight: _C.Weight) -> Packed:
+    """The numbers of a packed weight."""
+    rows, columns = weight.shape
+    data = weight.data.numpy()
+    if weight.format == "int4":
+        data = np.concatenate([data & 15, data >> 4], axis=3)
+    levels = data.transpose(0, 2, 1, 3).reshape(data.shape[0] * STRIP, -1)[:rows, :columns].astype(np.int32)
+
+    def by_row(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return part.transpose(0, 2, 1).reshape(part.shape[0] * STRIP, -1)[:rows]
+
+    assert weight.scales is not None
+    scales = by_row(weight.scales.numpy()).astype(np.float32)
+    if weight.zeros is None:
+        zeros = np.full(scales.shape, 8 if weight.format == "int4" else 0, np.int32)
+    else:
+        zeros = by_row(weight.zeros.numpy()).astype(np.int32)
+    return Packed(levels, scales, zeros, weight.group or max(1, columns))
+
+
+@np.errstate(all="ignore")
+def quantize(
+    x: npt.NDArray[np.float32],
+    weight_format: str,
+    group: int = 0,
+    symmetric: bool = True,
+    scales: str = "f16",
+    candidates: int = 1,
+    importance: npt.NDArray[np.float32] | None = None,
+) -> Packed:
+    """A float matrix as integers, in single precision and in the order in which kernels must add.
+
+    A scale is rounded before levels are found with it, and is zero only for a group of zeros. The first candidate takes
+    the largest element to the last level (int4: to -8 of [-8, 7]; asymmetric: the range to 15 levels); others are parts
+    of it; the last is what fits the levels of the best of these. The first with the least squared error is taken.
+    """
+    single = np.float32
+    rows, columns = x.shape
+    group = group or max(1, columns)
+    groups = -(-columns // group)
+    padded = np.zeros((rows, groups * group), single)
+    padded[:, :columns] = x
+    w = padded.reshape(rows * groups, group)
+    weights = np.zeros(groups * group, single)
+    weights[:columns] = 1 if importance is None else importance
+    weights = np.tile(weights.reshape(groups, group), (rows, 1))
+    limits = (2**-24, 65504) if scales == "f16" else (np.finfo(single).tiny, np.finfo(single).max)
+
+    def rounded(wanted: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        bounded = np.copysign(np.clip(np.abs(wanted), *(single(limit) for limit in limits)), wanted)
+        return np.where(wanted == 0, 0, bounded).astype(np.float16 if scales == "f16" else single).astype(single)
+
+    def inverse(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.where(scale == 0, single(0), single(1) / scale)
+
+    def levels_of(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.rint(np.clip(w * inverse(scale)[:, None], lowest[:, None], highest[:, None]))
+
+    def total(terms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.add.accumulate(weights * terms, axis=1, dtype=single)[:, -1]
+
+    def error(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return total((w - levels_of(scale) * scale[:, None]) ** 2)
+
+    largest = w[np.arange(len(w)), np.abs(w).argmax(axis=1)]
+    if weight_format == "int8":
+        first, zeros = np.abs(largest) / single(127), np.zeros(len(w), single)
+        lowest, highest = zeros - 127, zeros + 127
+    elif symmetric:
+        first, zeros = largest / single(-8), np.full(len(w), 8, single)
+        lowest, highest = zeros - 16, zeros - 1
+    else:
+        low, high = np.minimum(w.min(axis=1), 0), np.maximum(w.max(axis=1), 0)
+        first = (high - low) / single(15)
+        zeros = np.rint(np.clip(-low * inverse(rounded(first)), single(0), single(15)))
+        lowest, highest = -zeros, 15 - zeros
+    best = rounded(first)
+    least = error(best)
+    for i in range(1, candidates):
+        if i < candidates - 1:
+            part = single(0.875) + single(0.625) * single(i - 1) / single(max(1, candidates - 3))
+            scale = rounded(first / part)
+        else:
+            levels = levels_of(best)
+            products, squares = total(w * levels), total(levels * levels)
+            scale = rounded(np.where(squares > 0, products / squares, best))
+        errors = error(scale)
+        best = np.where(errors < least, scale, best)
+        least = np.where(errors < least, errors, least)
+    levels = (levels_of(best) + zeros[:, None]).astype(np.int32).reshape(rows, -1)[:, :columns]
+    return Packed(levels, best.reshape(rows, groups), zeros.astype(np.int32).reshape(rows, groups), group)

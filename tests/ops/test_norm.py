@@ -1,4 +1,4 @@
-"""rms_norm and add_rms_norm."""
+"""rms_norm."""
 
 from __future__ import annotations
 
@@ -18,22 +18,6 @@ def test_matches_numpy(
     x, weight = normal(generator, tokens, dim), normal(generator, dim, dtype=dtype)
     out = _C.rms_norm(x.tensor, weight.tensor, 1e-5)
     np.testing.assert_allclose(out.float32(), reference.rms_norm(x.values, weight.values, 1e-5), rtol=2e-6)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("tokens", "dim"), [(1, 64), (7, 100), (33, 7)])
-def test_addition_updates_the_residual(
-    backend: _C.Backend, generator: np.random.Generator, dtype: _C.DTypeName, tokens: int, dim: int
-) -> None:
-    residual, x, weight = (
-        normal(generator, tokens, dim),
-        normal(generator, tokens, dim),
-        normal(generator, dim, dtype=dtype),
-    )
-    out = _C.add_rms_norm(residual.tensor, x.tensor, weight.tensor, 1e-6)
-    added = (residual.values.astype(np.float32) + x.values.astype(np.float32)).astype(np.float64)
-    np.testing.assert_array_equal(residual.tensor.float32(), added)
-    np.testing.assert_allclose(out.float32(), reference.rms_norm(added, weight.values, 1e-6), rtol=2e-6)
 
 
 def test_heads_of_a_fused_projection(backend: _C.Backend, generator: np.random.Generator) -> None:

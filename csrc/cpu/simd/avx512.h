@@ -18,8 +18,8 @@ struct Vec {
     __m512 value;
 };
 
-inline constexpr int tile_rows = 4;
-inline constexpr int tile_columns = 6;
+inline constexpr int tile_rows = 5;
+inline constexpr int tile_columns = 5;
 
 FERMI_INLINE __mmask16 first_lanes(int count) {
     return static_cast<__mmask16>((1U << count) - 1U);

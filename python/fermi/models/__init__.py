@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fermi import _C
+from fermi.models.checkpoint import Checkpoint
 from fermi.models.config import DecoderConfig
 from fermi.models.decoder import Decoder
 from fermi.models.fields import Fields
@@ -15,18 +16,24 @@ from fermi.models.inputs import Batch, KVCache, KVSpec
 from fermi.models.llama import Llama
 from fermi.models.mistral import Mistral
 from fermi.models.model import Model
+from fermi.models.quantization_config import QuantizationConfig
 from fermi.models.qwen2 import Qwen2
 from fermi.models.qwen3 import Qwen3
-from fermi.models.weights import Weights
+from fermi.models.weights import MatrixRole, Tap, Transform, Weights
 
 __all__ = [
     "ARCHITECTURES",
     "Batch",
     "KVCache",
     "KVSpec",
+    "MatrixRole",
     "Model",
+    "QuantizationConfig",
+    "Tap",
+    "Transform",
     "Weights",
     "load_model",
+    "quantization_of",
     "random_model",
     "read_config",
 ]
@@ -42,24 +49,39 @@ ARCHITECTURES: Mapping[str, type[Decoder[Any]]] = MappingProxyType(
 )
 
 
-def load_model(folder: Path, *, backend: _C.Backend, dtype: str = "auto") -> Model:
+def load_model(
+    folder: Path,
+    *,
+    backend: _C.Backend,
+    dtype: str = "auto",
+    transform: Transform | None = None,
+    tap: Tap | None = None,
+) -> Decoder[Any]:
     """The model in a folder of config.json and safetensors files, its weights mapped from there.
 
-    ``dtype`` is f32, f16 or bf16, to which weights are converted that have another one, or auto, which keeps them.
+    ``dtype`` is f32, f16 or bf16, to which dense weights are converted that have another one, or auto, which keeps
+    them. ``transform`` and ``tap``: see `Weights`.
     Raises UnsupportedModelError naming a field of config.json that is not honoured, CheckpointError naming the file
     and what is wrong with it, ConfigError for an unknown dtype.
     """
     folder = Path(folder)
     architecture, config = read_config(Fields.from_file(folder / "config.json"))
-    return _build(architecture, config, Weights.open(folder, backend=backend, dtype=dtype))
+    weights = Weights(Checkpoint(folder), backend=backend, dtype=dtype, transform=transform, tap=tap)
+    return _build(architecture, config, weights)
 
 
 def random_model(
-    config: Mapping[str, object], *, backend: _C.Backend, dtype: _C.DTypeName = "bf16", seed: int = 0
-) -> Model:
+    config: Mapping[str, object],
+    *,
+    backend: _C.Backend,
+    dtype: _C.DTypeName = "bf16",
+    seed: int = 0,
+    transform: Transform | None = None,
+) -> Decoder[Any]:
     """A model of the shape that a config.json describes, with made-up weights: for tests and benchmarks."""
     architecture, fields = read_config(Fields(config, Path("config.json")))
-    return _build(architecture, fields, Weights.random(backend=backend, dtype=dtype, seed=seed))
+    weights = Weights.random(backend=backend, dtype=dtype, seed=seed, transform=transform)
+    return _build(architecture, fields, weights)
 
 
 def read_config(fields: Fields) -> tuple[type[Decoder[Any]], DecoderConfig]:
@@ -74,7 +96,12 @@ def read_config(fields: Fields) -> tuple[type[Decoder[Any]], DecoderConfig]:
     return architecture, config
 
 
-def _build(architecture: type[Decoder[Any]], config: DecoderConfig, weights: Weights) -> Model:
+def quantization_of(folder: Path) -> QuantizationConfig | None:
+    """How the checkpoint in a folder is packed, None where it is not. Raises as `read_config`."""
+    return read_config(Fields.from_file(Path(folder) / "config.json"))[1].quantization
+
+
+def _build(architecture: type[Decoder[Any]], config: DecoderConfig, weights: Weights) -> Decoder[Any]:
     model = architecture(config, weights)
     weights.check()
     return model

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from fermi import _C
 from fermi.errors import CheckpointError
 from fermi.models.json_file import read_json
 
-__all__ = ["Checkpoint"]
+__all__ = ["INDEX", "SCALES", "SINGLE", "ZEROS", "Checkpoint", "PackedParts"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+#: What follows the name of a packed matrix in those of its scales and zeros.
+SCALES = ".scales"
+ZEROS = ".zeros"
+
+
+class PackedParts(NamedTuple):
+    """The tensors of a packed matrix, and what the file's metadata says of it under the matrix's name."""
+
+    data: _C.Tensor
+    scales: _C.Tensor
+    zeros: _C.Tensor | None
+    rows: int
+    columns: int
+    group: int  # columns that share a scale; 0: all
+
+    @staticmethod
+    def describe(rows: int, columns: int, group: int) -> str:
+        """The entry of the metadata."""
+        return json.dumps({"shape": [rows, columns], "group": group})
 
 
 class Checkpoint:
@@ -25,6 +47,7 @@ class Checkpoint:
         self.folder = folder
         self._files: dict[str, _C.Safetensors] = {}  # by tensor
         self._paths: dict[str, Path] = {}  # by tensor
+        self._metadata: dict[Path, Mapping[str, str]] = {}
         self._main = folder / SINGLE
         if self._main.is_file():
             self._add(self._main)
@@ -45,8 +68,18 @@ class Checkpoint:
         """The tensor of that name, whatever its shape."""
         return self._files[name][name] if name in self._files else None
 
+    def find_packed(self, name: str) -> PackedParts | None:
+        """The packed matrix of that name. CheckpointError where the file does not say what shape it has."""
+        scales = self.find(name + SCALES, ())
+        data = self.find(name, ())
+        if data is None or scales is None:
+            return None
+        path = self._paths[name]
+        return PackedParts(data, scales, self.find(name + ZEROS, ()), *_description(path, name, self._metadata[path]))
+
     def _add(self, path: Path) -> None:
         file = _open(path)
+        self._metadata[path] = file.metadata
         for name in file.keys():  # noqa: SIM118 (not a dict)
             if name in self._files:
                 raise CheckpointError(f"{path}: tensor {name!r} stands in {self._paths[name].name} too")
@@ -79,6 +112,18 @@ def _weight_map(index: Path) -> dict[str, str]:
                 f"{index}: weight_map names no safetensors file beside it for {name!r}: {shard!r:.200}"
             )
     return entries
+
+
+def _description(path: Path, name: str, metadata: Mapping[str, str]) -> tuple[int, int, int]:
+    """Rows, columns and group of a packed matrix."""
+    try:
+        said = json.loads(metadata[name])
+        (rows, columns), group = said["shape"], said["group"]
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the metadata of the packed tensor {name!r} lack its shape and group") from error
+    if not all(type(number) is int and 0 <= number < 2**31 for number in (rows, columns, group)):
+        raise CheckpointError(f"{path}: the metadata of the packed tensor {name!r} are {metadata[name]:.80}")
+    return rows, columns, group
 
 
 def _open(path: Path) -> _C.Safetensors:

@@ -10,6 +10,7 @@ from typing import Any
 from fermi import _C
 from fermi.models.benign_fields import BENIGN_FIELDS
 from fermi.models.fields import Fields
+from fermi.models.quantization_config import QuantizationConfig
 from fermi.models.rope import RopeParameters
 
 __all__ = ["DecoderConfig", "layer_windows"]
@@ -61,6 +62,7 @@ class DecoderConfig:
     rms_norm_eps: float
     tie_word_embeddings: bool
     rope_parameters: RopeParameters
+    quantization: QuantizationConfig | None
 
     @staticmethod
     def common(
@@ -77,8 +79,6 @@ class DecoderConfig:
         fields.ignore(BENIGN_FIELDS)
         for name, value in EXPECTED.items():
             fields.expect(name, value)
-        if "quantization_config" in fields:
-            raise fields.unsupported("quantization_config", "is set: quantized checkpoints are not supported")
         hidden_size = fields.integer("hidden_size", maximum=2**20)
         heads = fields.integer("num_attention_heads", maximum=2**16)
         kv_heads = fields.optional_integer("num_key_value_heads", absent=num_key_value_heads) or heads
@@ -101,6 +101,7 @@ class DecoderConfig:
             "rms_norm_eps": fields.number("rms_norm_eps", default=1e-6),
             "tie_word_embeddings": fields.flag("tie_word_embeddings", default=False),
             "rope_parameters": RopeParameters.read(fields, head_dim=head_dim, max_position_embeddings=positions),
+            "quantization": QuantizationConfig.read(fields),
         }
 
 

@@ -19,7 +19,7 @@ Config = TypeVar("Config", bound=DecoderConfig)
 
 
 class Block:
-    """x += attention(norm(x)); x += mlp(norm(x)). A block's last addition is done by the next norm."""
+    """x += attention(norm(x)); x += mlp(norm(x))."""
 
     def __init__(self, weights: Weights, config: DecoderConfig, attention: Attention, mlp: GatedMlp) -> None:
         def norm(name: str) -> RmsNorm:
@@ -33,14 +33,18 @@ class Block:
     def __call__(
         self,
         x: _C.Tensor,  # [tokens, hidden], updated in place
-        delta: _C.Tensor | None,  # what the block before adds to x
         angles: _C.Tensor,
         batch: Batch,
         cache: LayerCache,
+        *,
+        rows: _C.Tensor | None = None,
     ) -> _C.Tensor:
-        """What this block adds to x, after its attention."""
-        delta = self.attention(self.attention_norm.after_adding(delta, x), angles, batch, cache)
-        return self.mlp(self.mlp_norm.after_adding(delta, x))
+        """x, or those of its ``rows`` that are still wanted after the attention."""
+        self.attention(x, self.attention_norm, angles, batch, cache)
+        if rows is not None:
+            x = _C.gather_rows(x, rows)
+        self.mlp(x, self.mlp_norm)
+        return x
 
 
 class Decoder(Model, Generic[Config]):
@@ -57,12 +61,13 @@ class Decoder(Model, Generic[Config]):
         self.norm = RmsNorm(body.under("norm"), config.hidden_size, config.rms_norm_eps)
         self.head = self.embedding.table
         if not config.tie_word_embeddings or "lm_head.weight" in weights:
-            self.head = weights.matrix("lm_head.weight", config.vocab_size, config.hidden_size)
+            self.head = weights.matrix("lm_head.weight", config.vocab_size, config.hidden_size, role="head")
 
         self.backend = weights.backend
         self.vocab_size = config.vocab_size
         self.max_position_embeddings = config.rope_parameters.reach
-        self.dtype = self.embedding.table.data.dtype
+        table = self.embedding.table
+        self.dtype = table.data.dtype if table.format == "dense" else self.norm.weight.dtype
         self.kv_spec = KVSpec(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.dtype)
         self.parameters, self.weight_bytes = weights.parameters, weights.nbytes
         self.rope_depends_on_length = self.rope.table.rule != "fixed"
@@ -86,8 +91,9 @@ class Decoder(Model, Generic[Config]):
     def __call__(self, batch: Batch, kv: KVCache) -> _C.Tensor:
         x = self.embedding(batch.token_ids)
         angles = self.rope(batch)
-        delta = None
-        for block, cache in zip(self.blocks, kv, strict=True):
-            delta = block(x, delta, angles, batch, cache)
-        hidden = self.norm.after_adding(delta, x)
-        return _C.linear(_C.gather_rows(hidden, batch.logit_rows), self.head)
+        *most, last = zip(self.blocks, kv, strict=True)
+        for block, cache in most:
+            block(x, angles, batch, cache)
+        block, cache = last
+        x = block(x, angles, batch, cache, rows=batch.logit_rows)
+        return _C.linear(x, self.head, norm=self.norm.weight, epsilon=self.norm.epsilon)  # [rows, vocab]

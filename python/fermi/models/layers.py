@@ -15,7 +15,7 @@ class Embedding:
     """A row of the table for each token."""
 
     def __init__(self, weights: Weights, vocab_size: int, hidden_size: int) -> None:
-        self.table = weights.matrix("weight", vocab_size, hidden_size)
+        self.table = weights.matrix("weight", vocab_size, hidden_size, role="embedding")
 
     def __call__(self, token_ids: _C.Tensor) -> _C.Tensor:
         return _C.embed(token_ids, self.table)  # [tokens, hidden]
@@ -31,10 +31,6 @@ class RmsNorm:
     def __call__(self, x: _C.Tensor) -> _C.Tensor:
         return _C.rms_norm(x, self.weight, self.epsilon)
 
-    def after_adding(self, delta: _C.Tensor | None, x: _C.Tensor) -> _C.Tensor:
-        """x += delta, in place; the norm of the sum."""
-        return self(x) if delta is None else _C.add_rms_norm(x, delta, self.weight, self.epsilon)
-
 
 class Linear:
     """Projections of the same input, side by side: one op over the weights as they lie in the checkpoint."""
@@ -43,14 +39,34 @@ class Linear:
         """``sizes``: the out features of each projection, by name."""
         self.sizes = list(sizes.values())
         self.weights = [weights.matrix(f"{name}.weight", rows, columns) for name, rows in sizes.items()]
+        self.names = [weights.full_name(f"{name}.weight") for name in sizes]
+        self.tap = weights.tap
         self.biases = [weights.vector(f"{name}.bias", rows) for name, rows in sizes.items()] if bias else None
 
-    def __call__(self, x: _C.Tensor) -> _C.Tensor:
-        return _C.linear(x, self.weights, self.biases)  # [tokens, sum of sizes]
+    def __call__(
+        self,
+        x: _C.Tensor,
+        *,
+        norm: RmsNorm | None = None,
+        activation: _C.ActivationName | None = None,
+        residual: _C.Tensor | None = None,
+    ) -> _C.Tensor:
+        """The projections, [tokens, sum of sizes], of x or of its ``norm``.
 
-    def split(self, x: _C.Tensor) -> list[_C.Tensor]:
-        """The projections one by one, as views, [tokens, size] each."""
-        return self(x).split(self.sizes)
+        ``activation``: with two projections a gate, activation(first) * second, [tokens, size]. ``residual``: what the
+        result is added to, in place.
+        """
+        if self.tap is not None:
+            self.tap(self.names, x if norm is None else norm(x))
+        return _C.linear(
+            x,
+            self.weights,
+            self.biases,
+            norm=None if norm is None else norm.weight,
+            epsilon=0.0 if norm is None else norm.epsilon,
+            activation=activation,
+            residual=residual,
+        )
 
 
 class Rope:
@@ -100,8 +116,10 @@ class Attention:
             self.q_norm = weights.vector("q_norm.weight", self.head_dim)
             self.k_norm = weights.vector("k_norm.weight", self.head_dim)
 
-    def __call__(self, x: _C.Tensor, angles: _C.Tensor, batch: Batch, cache: LayerCache) -> _C.Tensor:
-        q, k, v = (part.unflatten(1, (-1, self.head_dim)) for part in self.qkv.split(x))  # [tokens, heads, head_dim]
+    def __call__(self, x: _C.Tensor, norm: RmsNorm, angles: _C.Tensor, batch: Batch, cache: LayerCache) -> None:
+        """x += attention(norm(x))"""
+        parts = self.qkv(x, norm=norm).split(self.qkv.sizes)
+        q, k, v = (part.unflatten(1, (-1, self.head_dim)) for part in parts)  # [tokens, heads, head_dim]
         _C.rope_append(
             q,
             k,
@@ -128,7 +146,7 @@ class Attention:
             key_scales=cache.key_scales,
             value_scales=cache.value_scales,
         )
-        return self.output(attended)
+        self.output(attended, residual=x)
 
 
 class GatedMlp:
@@ -140,5 +158,6 @@ class GatedMlp:
         self.down = Linear(weights, {"down_proj": hidden}, inner, bias=bias)
         self.activation = config.hidden_act
 
-    def __call__(self, x: _C.Tensor) -> _C.Tensor:
-        return self.down(_C.gated_activation(self.gate_up(x), self.activation))
+    def __call__(self, x: _C.Tensor, norm: RmsNorm) -> None:
+        """x += mlp(norm(x))"""
+        self.down(self.gate_up(x, norm=norm, activation=self.activation), residual=x)

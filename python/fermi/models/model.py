@@ -18,7 +18,7 @@ class Model(ABC):
         vocab_size: entries of a row of logits.
         max_position_embeddings: tokens of the longest context, scaling of the rotary embedding included.
         kv_spec: what it caches for each token.
-        dtype: of the weights.
+        dtype: of the weights that are not packed.
         parameters: how many numbers the weights hold; a tied head counts once.
         weight_bytes: what they take.
         rope_depends_on_length: whether a token's rotary frequencies depend on ``Batch.rope_lengths``.

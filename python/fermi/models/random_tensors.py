@@ -51,6 +51,9 @@ class RandomTensors:
             return _C.Tensor.from_numpy(bits.reshape(shape), dtype="bf16")
         return _C.Tensor.from_numpy(bits.view(np.float32 if self.dtype == "f32" else np.float16).reshape(shape))
 
+    def find_packed(self, name: str) -> None:
+        """There is none."""
+
     def chunks(self, name: str, shape: tuple[int, ...]) -> Iterator[Bits]:
         """The bits of the tensor's elements in order, some at a time."""
         generator = np.random.Generator(np.random.SFC64([self.seed, zlib.crc32(name.encode())]))

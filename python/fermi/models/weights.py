@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from fermi import _C
 from fermi.errors import CheckpointError, ConfigError
-from fermi.models.checkpoint import Checkpoint
+from fermi.models.checkpoint import SCALES, ZEROS, PackedParts
 from fermi.models.random_tensors import RandomTensors
 
-__all__ = ["TensorSource", "Weights"]
+__all__ = ["MatrixRole", "Tap", "TensorSource", "Transform", "Weights"]
+
+#: What a matrix is for. A tied head is the embedding.
+MatrixRole: TypeAlias = Literal["projection", "embedding", "head"]
 
 DTYPES: Mapping[str, _C.DTypeName | None] = MappingProxyType({"auto": None, "f32": "f32", "f16": "f16", "bf16": "bf16"})
 
@@ -39,12 +40,29 @@ class TensorSource(Protocol):
     def find(self, name: str, shape: tuple[int, ...]) -> _C.Tensor | None:
         """The tensor of that name, or None. ``shape`` is what the model needs; what comes may differ."""
 
+    def find_packed(self, name: str) -> PackedParts | None:
+        """The parts of the matrix of that name, if it is packed."""
+
+
+class Transform(Protocol):
+    """Makes of a matrix, as it is in the checkpoint, the one that the model shall hold; of the same shape."""
+
+    def __call__(self, name: str, role: MatrixRole, weight: _C.Weight) -> _C.Weight: ...
+
+
+class Tap(Protocol):
+    """Sees what the matrices of these names are multiplied with, [tokens, columns], as a recording describes it."""
+
+    def __call__(self, names: Sequence[str], x: _C.Tensor) -> None: ...
+
 
 @dataclass
 class Ledger:
     """What has been pulled from a source, and what did not fit."""
 
-    pulled: dict[str, _C.Tensor] = field(default_factory=dict)
+    pulled: set[str] = field(default_factory=set)
+    parameters: int = 0
+    nbytes: int = 0
     missing: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
 
@@ -53,6 +71,8 @@ class Weights:
     """A source of tensors under a prefix. What does not fit is noted, not raised: `check` lists all of it at once.
 
     A tensor keeps its dtype and stays where it is, unless ``dtype`` asks for another one; then it alone is copied.
+    Packed matrices have none: they stay as they are. ``transform``: what becomes of each matrix; ``tap``: who sees what
+    they are multiplied with.
     """
 
     def __init__(
@@ -61,26 +81,32 @@ class Weights:
         *,
         backend: _C.Backend,
         dtype: str = "auto",
+        transform: Transform | None = None,
+        tap: Tap | None = None,
         prefix: str = "",
         ledger: Ledger | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
         self.backend = backend
+        self.tap = tap
         self._source = source
+        self._transform = transform
         self._dtype = dtype
         self._prefix = prefix
         self._ledger = ledger or Ledger()
 
     @classmethod
-    def open(cls, folder: Path, *, backend: _C.Backend, dtype: str = "auto") -> Weights:
-        """The checkpoint in a folder, mapped. Raises CheckpointError where a file is absent or malformed."""
-        return cls(Checkpoint(folder), backend=backend, dtype=dtype)
-
-    @classmethod
-    def random(cls, *, backend: _C.Backend, dtype: _C.DTypeName = "bf16", seed: int = 0) -> Weights:
+    def random(
+        cls,
+        *,
+        backend: _C.Backend,
+        dtype: _C.DTypeName = "bf16",
+        seed: int = 0,
+        transform: Transform | None = None,
+    ) -> Weights:
         """Whatever a model pulls, made up: the same for the same name, shape, dtype and seed."""
-        return cls(RandomTensors(dtype, seed), backend=backend)
+        return cls(RandomTensors(dtype, seed), backend=backend, transform=transform)
 
     def under(self, name: str) -> Weights:
         """The weights whose names begin with ``name`` and a dot."""
@@ -88,6 +114,8 @@ class Weights:
             self._source,
             backend=self.backend,
             dtype=self._dtype,
+            transform=self._transform,
+            tap=self.tap,
             prefix=f"{self._prefix}{name}.",
             ledger=self._ledger,
         )
@@ -95,15 +123,32 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._source.names()
 
-    def matrix(self, name: str, rows: int, columns: int) -> _C.Weight:
+    def matrix(self, name: str, rows: int, columns: int, role: MatrixRole = "projection") -> _C.Weight:
         """[rows, columns] = [out features, in features]."""
-        tensor = self._pull(name, (rows, columns))
-        return _C.Weight(_C.Tensor.zeros((1, 1)) if tensor is None else tensor)
+        name = self._prefix + name
+        parts = self._source.find_packed(name)
+        weight = self._dense(name, rows, columns) if parts is None else self._packed(name, parts, rows, columns)
+        if weight is None:
+            return _C.Weight(_C.Tensor.zeros((1, 1)))
+        if self._transform is not None:
+            weight = self._transform(name, role, weight)
+        if weight.format == "dense":
+            weight = _C.Weight(self._converted(weight.data))
+        self._count(rows * columns, weight.nbytes)
+        return weight
 
     def vector(self, name: str, size: int) -> _C.Tensor:
         """[size]."""
-        tensor = self._pull(name, (size,))
-        return _C.Tensor.zeros((1,)) if tensor is None else tensor
+        tensor = self._pull(self._prefix + name, (size,))
+        if tensor is None:
+            return _C.Tensor.zeros((1,))
+        tensor = self._converted(tensor)
+        self._count(size, tensor.nbytes)
+        return tensor
+
+    def full_name(self, name: str) -> str:
+        """The name under which the source knows it."""
+        return self._prefix + name
 
     def check(self) -> None:
         """Raises CheckpointError listing what is missing, what nobody pulled, and what has another shape or dtype."""
@@ -124,29 +169,47 @@ class Weights:
 
     @property
     def parameters(self) -> int:
-        """Numbers pulled so far."""
-        return sum(math.prod(tensor.shape) for tensor in self._ledger.pulled.values())
+        """Numbers of the matrices and vectors pulled so far."""
+        return self._ledger.parameters
 
     @property
     def nbytes(self) -> int:
-        """Bytes pulled so far."""
-        return sum(tensor.nbytes for tensor in self._ledger.pulled.values())
+        """What they take."""
+        return self._ledger.nbytes
+
+    def _count(self, parameters: int, nbytes: int) -> None:
+        self._ledger.parameters += parameters
+        self._ledger.nbytes += nbytes
+
+    def _dense(self, name: str, rows: int, columns: int) -> _C.Weight | None:
+        tensor = self._pull(name, (rows, columns))
+        return None if tensor is None else _C.Weight(tensor)
+
+    def _packed(self, name: str, parts: PackedParts, rows: int, columns: int) -> _C.Weight | None:
+        """The matrix, or None and a note in the ledger."""
+        self._ledger.pulled |= {name, name + SCALES} | (set() if parts.zeros is None else {name + ZEROS})
+        if (parts.rows, parts.columns) != (rows, columns):
+            self._ledger.misfits.append(f"{name} is [{parts.rows}, {parts.columns}], not [{rows}, {columns}]")
+            return None
+        try:
+            return _C.Weight.packed(*parts)
+        except ValueError as error:
+            self._ledger.misfits.append(f"{name}: {error}")
+            return None
 
     def _pull(self, name: str, shape: tuple[int, ...]) -> _C.Tensor | None:
-        """The tensor, converted where asked; None, and a note in the ledger, where it does not fit."""
-        name = self._prefix + name
+        """The tensor; None, and a note in the ledger, where it does not fit."""
         tensor = self._source.find(name, shape)
         if tensor is None:
             self._ledger.missing.append(name)
             return None
+        self._ledger.pulled.add(name)
         if tensor.dtype not in DTYPES:
             self._ledger.misfits.append(f"{name} is {tensor.dtype}, not f32, f16 or bf16")
         elif tensor.shape != shape:
             self._ledger.misfits.append(f"{name} is {list(tensor.shape)}, not {list(shape)}")
         else:
-            self._ledger.pulled[name] = self._converted(tensor)
-            return self._ledger.pulled[name]
-        self._ledger.pulled[name] = tensor
+            return tensor
         return None
 
     def _converted(self, tensor: _C.Tensor) -> _C.Tensor:
