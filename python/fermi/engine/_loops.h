@@ -10,6 +10,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <thread>
 #include <vector>
 
 #if defined(__x86_64__) && defined(__ELF__) && defined(__GLIBC__)
@@ -71,6 +73,21 @@ inline float exp_negative(float x) {
     bits &= -static_cast<std::int32_t>(x > -87.0F);  // a branch would keep loops from becoming vector code
     std::memcpy(&p, &bits, sizeof p);
     return p;
+}
+
+/// Calls work(context, lane) on as many threads as lanes, this one among them, and waits for all. The work throws
+/// nothing.
+inline void run_lanes(int lanes, void (*work)(void*, int), void* context) {
+    std::vector<std::thread> threads;
+    for (int lane = 1; lane < lanes; ++lane) {
+        try {
+            threads.emplace_back(work, context, lane);
+        } catch (const std::exception&) {  // there is no thread to be had
+            work(context, lane);
+        }
+    }
+    work(context, 0);
+    for (std::thread& thread : threads) thread.join();
 }
 
 inline std::int64_t chunks_of(std::int64_t vocab) {

@@ -24,6 +24,8 @@ cdef extern from "_loops.h" namespace "fermi::sampler" nogil:
     ) noexcept
     int64_t count_before(const float* logits, int64_t vocab, float logit, int64_t token) noexcept
 
+    void run_lanes(int lanes, void (*work)(void*, int) noexcept nogil, void* context) noexcept
+
     cdef cppclass Bins:
         float largest
         float scale

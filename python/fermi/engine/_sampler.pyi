@@ -41,7 +41,8 @@ class Draws:
 class Sampler:
     """Scratch memory for rows of one vocabulary size. Not for two threads at once."""
 
-    def __init__(self, vocab_size: int) -> None: ...
+    def __init__(self, vocab_size: int, threads: int = 1) -> None:
+        """``threads``: that share the rows of one call, where they are many."""
     @property
     def vocab_size(self) -> int: ...
     def sample(self, logits: npt.NDArray[np.float32], rows: list[int], draws: list[Draws]) -> list[int]:

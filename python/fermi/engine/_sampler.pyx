@@ -8,7 +8,8 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
 from fermi.engine._loops cimport (
-    bounded, copy_bounded, count_before, find_maxima, key_logit, key_token, order_key, weigh, weigh_kept,
+    bounded, copy_bounded, count_before, find_maxima, key_logit, key_token, order_key, run_lanes,
+    weigh, weigh_kept,
 )
 from fermi.engine._numbers cimport philox_4x32, uniform
 from fermi.engine._row cimport (
@@ -25,6 +26,7 @@ cdef extern from "<algorithm>" namespace "std" nogil:
 cdef enum:
     NEAR = 6  # logits over temperature: where most nuclei end
     NO_TOKEN = 0xFFFFFFFF  # comes after every token of its logit
+    ROWS_PER_THREAD = 4  # fewer are done before another thread has started
 
 
 def philox(uint64_t seed, uint64_t stream, uint64_t index):
@@ -96,65 +98,235 @@ cdef class Draws:
         self.mask = mask  # keeps the memory alive
 
 
+cdef struct Scratch:
+    Row row
+    vector[float] adjusted  # logits of the row at hand, masked, penalized and biased
+
+
+cdef const float* bound(Scratch* scratch, const float* logits) noexcept nogil:
+    """A copy of them, each bounded."""
+    if logits != scratch.adjusted.data():
+        copy_bounded(logits, scratch.row.vocab, scratch.adjusted.data())
+    return scratch.adjusted.data()
+
+
+cdef int32_t draw_row(Scratch* scratch, const float* logits, Rules* rules, float largest, double u) noexcept nogil:
+    """A token at random. What few tokens can be is decided among them, without a look at the others."""
+    cdef Row* row = &scratch.row
+    cdef float scale = <float>1.0 / rules.temperature
+    cdef bint top_k = 0 < rules.top_k < scratch.row.vocab
+    cdef bint top_p = rules.top_p < 1.0
+    cdef float least = -INFINITY, threshold
+    cdef double total
+    cdef uint64_t cut = 0
+    if largest == FLT_MAX:
+        logits = bound(scratch, logits)
+    if rules.min_p > 0.0:
+        least = largest + rules.temperature * <float>log(rules.min_p)
+    if top_k or rules.min_p > 0.0:
+        threshold = max(least, kth_maximum(row, rules.top_k)) if top_k else least
+        if gather(row, logits, threshold, SOME if top_k else FEW):
+            if top_k:
+                cut = kth_key(row, rules.top_k)
+            total = weigh_gathered(row, logits, largest, scale)
+            if top_p:
+                cut = max(cut, nucleus(row, rules.top_p * total))
+            return draw_gathered(row, logits, cut, u)
+        if rules.min_p > 0.0:
+            cut = order_key(least, NO_TOKEN)
+        total = weigh(logits, scratch.row.vocab, largest, scale, row.weights.data(), row.masses.data())
+        if top_k:
+            cut = max(cut, find_cut(row, logits, largest, scale, rules.top_k, False))
+        total = weigh_kept(logits, scratch.row.vocab, cut, row.weights.data(), row.masses.data())
+    else:
+        total = weigh(logits, scratch.row.vocab, largest, scale, row.weights.data(), row.masses.data())
+        if top_p and gather(row, logits, largest - <float>NEAR * rules.temperature, FEW):
+            if mass(row, 0, row.keys.size()) >= rules.top_p * total:
+                return draw_gathered(row, logits, nucleus(row, rules.top_p * total), u)
+    if top_p:
+        cut = max(cut, find_cut(row, logits, largest, scale, rules.top_p * total, True))
+        total = weigh_kept(logits, scratch.row.vocab, cut, row.weights.data(), row.masses.data())
+    return draw(row, logits, cut, u * total)
+
+
+cdef int32_t choose(Scratch* scratch, const float* logits, Rules* rules) noexcept nogil:
+    """The row's token, or -1."""
+    cdef Row* row = &scratch.row
+    cdef float largest
+    if adjusts(rules):
+        logits = bound(scratch, logits)
+        adjust(rules, scratch.adjusted.data(), scratch.row.vocab)
+    largest = find_maxima(logits, scratch.row.vocab, row.maxima.data())
+    if largest == -INFINITY:
+        return -1
+    if rules.temperature < <float>1e-5 or rules.top_k == 1:
+        return <int32_t>first(row, logits, largest)
+    return draw_row(scratch, logits, rules, largest, uniform(rules.seed, rules.stream, <uint64_t>rules.drawn))
+
+
+cdef void measure(
+    Scratch* scratch, const float* logits, Py_ssize_t token, Py_ssize_t top, float* value, int32_t* rank, int32_t* top_ids,
+    float* top_values,
+) noexcept nogil:
+    """The log-probability and rank of a token, and the likeliest tokens with theirs."""
+    cdef Row* row = &scratch.row
+    cdef float largest = find_maxima(logits, scratch.row.vocab, row.maxima.data())
+    cdef float own = bounded(logits[token])
+    cdef float threshold
+    cdef double total = 0  # no distribution
+    cdef Py_ssize_t i, found = 0
+    value[0] = -INFINITY
+    if largest == FLT_MAX:
+        logits = bound(scratch, logits)
+    if largest > -INFINITY:
+        total = weigh(logits, scratch.row.vocab, largest, 1.0, row.weights.data(), row.masses.data())
+        if top > 0:
+            if not gather(row, logits, kth_maximum(row, top), FEW):
+                threshold = key_logit(find_cut(row, logits, largest, 1.0, top, False))
+                gather(row, logits, threshold, scratch.row.vocab)
+            kth_key(row, top)
+            sort(row.keys.begin(), row.keys.end())
+            found = row.keys.size()
+        total = largest + log(total)
+        value[0] = <float>(own - total)
+    rank[0] = <int32_t>count_before(logits, scratch.row.vocab, own, token) + 1
+    for i in range(top):
+        if i < found:
+            top_ids[i] = <int32_t>key_token(row.keys[found - 1 - i])
+            top_values[i] = <float>(bounded(logits[top_ids[i]]) - total)
+        else:
+            top_ids[i] = -1
+            top_values[i] = -INFINITY
+
+
+cdef struct Choices:
+    # A token for each of several sequences.
+    Py_ssize_t count
+    int lanes
+    Scratch* scratch           # [lanes]
+    const float** logits       # [count]
+    Rules** rules              # [count]
+    int32_t* chosen            # [count]
+
+
+cdef void choose_some(void* context, int lane) noexcept nogil:
+    cdef Choices* choices = <Choices*>context
+    cdef Py_ssize_t i = lane
+    while i < choices.count:
+        choices.chosen[i] = choose(&choices.scratch[lane], choices.logits[i], choices.rules[i])
+        i += choices.lanes
+
+
+cdef struct Measures:
+    # A log-probability for each of several tokens.
+    Py_ssize_t count
+    int lanes
+    Py_ssize_t top
+    Scratch* scratch           # [lanes]
+    const float** logits       # [count]
+    Py_ssize_t* tokens         # [count]
+    float* values              # [count]
+    int32_t* ranks             # [count]
+    int32_t* top_ids           # [count, top]
+    float* top_values          # [count, top]
+
+
+cdef void measure_some(void* context, int lane) noexcept nogil:
+    cdef Measures* measures = <Measures*>context
+    cdef Py_ssize_t i = lane, top = measures.top
+    while i < measures.count:
+        measure(
+            &measures.scratch[lane], measures.logits[i], measures.tokens[i], top, &measures.values[i],
+            &measures.ranks[i], measures.top_ids + i * top, measures.top_values + i * top,
+        )
+        i += measures.lanes
+
+
 cdef class Sampler:
     cdef Py_ssize_t vocab
-    cdef Row row
-    cdef vector[float] adjusted  # logits of the row at hand, masked, penalized and biased
+    cdef int threads
+    cdef vector[Scratch] scratch  # by lane, as many as were needed so far
 
-    def __init__(self, Py_ssize_t vocab_size):
+    def __init__(self, Py_ssize_t vocab_size, int threads=1):
         if not 0 < vocab_size < 2**31:
             raise ValueError(f"a vocabulary cannot have {vocab_size} tokens")
+        if threads < 1:
+            raise ValueError(f"{threads} threads")
         self.vocab = vocab_size
-        self.adjusted.resize(vocab_size)
-        shape_row(&self.row, vocab_size)
+        self.threads = threads
 
     @property
     def vocab_size(self):
         return self.vocab
 
     def sample(self, const float[:, ::1] logits, list rows, list draws):
-        cdef Py_ssize_t count = len(draws)
+        cdef Choices choices
+        cdef vector[const float*] places
         cdef vector[Rules*] rules
-        cdef vector[Py_ssize_t] places = self.checked(logits, rows, count)
         cdef vector[int32_t] chosen
-        cdef Py_ssize_t i
-        for i in range(count):
-            if (<Draws?>draws[i]).vocab != self.vocab:
-                raise ValueError(f"draws over a vocabulary of {(<Draws>draws[i]).vocab}, not {self.vocab}")
-            rules.push_back(&(<Draws>draws[i]).rules)
+        choices.count = len(draws)
+        places = self.checked(logits, rows, choices.count)
+        for each in draws:
+            if (<Draws?>each).vocab != self.vocab:
+                raise ValueError(f"draws over a vocabulary of {(<Draws>each).vocab}, not {self.vocab}")
+            rules.push_back(&(<Draws>each).rules)
+        chosen.resize(choices.count)
+        choices.lanes = self.prepare(choices.count)
+        choices.scratch = self.scratch.data()
+        choices.logits = places.data()
+        choices.rules = rules.data()
+        choices.chosen = chosen.data()
         with nogil:
-            for i in range(count):
-                chosen.push_back(self.choose(&logits[places[i], 0], rules[i]))
+            run_lanes(choices.lanes, choose_some, &choices)
         return chosen
 
     def log_probabilities(self, const float[:, ::1] logits, list rows, list token_ids, Py_ssize_t top):
+        cdef Measures measures
+        cdef vector[const float*] places
+        cdef vector[Py_ssize_t] tokens
         cdef Py_ssize_t count = len(token_ids)
-        cdef vector[Py_ssize_t] places = self.checked(logits, rows, count)
+        measures.count = count
+        measures.top = max(top, 0)
         values = np.empty(count, np.float32)
         ranks = np.empty(count, np.int32)
-        top_ids = np.empty((count, max(top, 0)), np.int32)
-        top_values = np.empty((count, max(top, 0)), np.float32)
+        top_ids = np.empty((count, measures.top), np.int32)
+        top_values = np.empty((count, measures.top), np.float32)
         cdef float[::1] value = values
         cdef int32_t[::1] rank = ranks
-        cdef int32_t[:, ::1] top_id = top_ids
-        cdef float[:, ::1] top_value = top_values
-        cdef vector[Py_ssize_t] tokens
-        cdef Py_ssize_t i
-        for i in range(count):
-            if not 0 <= token_ids[i] < self.vocab:
-                raise ValueError(f"token id {token_ids[i]} is not in a vocabulary of {self.vocab}")
-            tokens.push_back(token_ids[i])
+        cdef int32_t[::1] top_id = top_ids.reshape(-1)
+        cdef float[::1] top_value = top_values.reshape(-1)
+        places = self.checked(logits, rows, count)
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab:
+                raise ValueError(f"token id {token_id} is not in a vocabulary of {self.vocab}")
+            tokens.push_back(token_id)
         if count > 0:
+            measures.lanes = self.prepare(count)
+            measures.scratch = self.scratch.data()
+            measures.logits = places.data()
+            measures.tokens = tokens.data()
+            measures.values = &value[0]
+            measures.ranks = &rank[0]
+            measures.top_ids = &top_id[0] if measures.top > 0 else NULL
+            measures.top_values = &top_value[0] if measures.top > 0 else NULL
             with nogil:
-                for i in range(count):
-                    self.measure(
-                        &logits[places[i], 0], tokens[i], top, &value[i], &rank[i],
-                        &top_id[i, 0] if top > 0 else NULL, &top_value[i, 0] if top > 0 else NULL,
-                    )
+                run_lanes(measures.lanes, measure_some, &measures)
         return values, ranks, top_ids, top_values
 
-    cdef vector[Py_ssize_t] checked(self, const float[:, ::1] logits, list rows, Py_ssize_t count) except *:
-        cdef vector[Py_ssize_t] places
+    cdef int prepare(self, Py_ssize_t count):
+        """How many threads share so many rows, with memory for each."""
+        cdef int lanes = max(1, min(self.threads, count // ROWS_PER_THREAD))
+        cdef size_t lane
+        for lane in range(self.scratch.size(), lanes):
+            self.scratch.resize(lane + 1)
+            shape_row(&self.scratch[lane].row, self.vocab)
+            self.scratch[lane].adjusted.resize(self.vocab)
+        return lanes
+
+    cdef vector[const float*] checked(self, const float[:, ::1] logits, list rows, Py_ssize_t count) except *:
+        """The logits of each row."""
+        cdef vector[const float*] places
+        cdef Py_ssize_t row
         if logits.shape[1] != self.vocab:
             raise ValueError(f"logits of {logits.shape[1]} tokens, not {self.vocab}")
         if len(rows) != count:
@@ -162,97 +334,5 @@ cdef class Sampler:
         for row in rows:
             if not 0 <= row < logits.shape[0]:
                 raise ValueError(f"row {row} of {logits.shape[0]}")
-            places.push_back(row)
+            places.push_back(&logits[row, 0])
         return places
-
-    cdef int32_t choose(self, const float* logits, Rules* rules) noexcept nogil:
-        """The row's token, or -1."""
-        cdef Row* row = &self.row
-        cdef float largest
-        if adjusts(rules):
-            logits = self.bound(logits)
-            adjust(rules, self.adjusted.data(), self.vocab)
-        largest = find_maxima(logits, self.vocab, row.maxima.data())
-        if largest == -INFINITY:
-            return -1
-        if rules.temperature < <float>1e-5 or rules.top_k == 1:
-            return <int32_t>first(row, logits, largest)
-        return self.draw(logits, rules, largest, uniform(rules.seed, rules.stream, <uint64_t>rules.drawn))
-
-    cdef const float* bound(self, const float* logits) noexcept nogil:
-        """A copy of them, each bounded."""
-        if logits != self.adjusted.data():
-            copy_bounded(logits, self.vocab, self.adjusted.data())
-        return self.adjusted.data()
-
-    cdef int32_t draw(self, const float* logits, Rules* rules, float largest, double u) noexcept nogil:
-        """A token at random. What few tokens can be is decided among them, without a look at the others."""
-        cdef Row* row = &self.row
-        cdef float scale = <float>1.0 / rules.temperature
-        cdef bint top_k = 0 < rules.top_k < self.vocab
-        cdef bint top_p = rules.top_p < 1.0
-        cdef float least = -INFINITY, threshold
-        cdef double total
-        cdef uint64_t cut = 0
-        if largest == FLT_MAX:
-            logits = self.bound(logits)
-        if rules.min_p > 0.0:
-            least = largest + rules.temperature * <float>log(rules.min_p)
-        if top_k or rules.min_p > 0.0:
-            threshold = max(least, kth_maximum(row, rules.top_k)) if top_k else least
-            if gather(row, logits, threshold, SOME if top_k else FEW):
-                if top_k:
-                    cut = kth_key(row, rules.top_k)
-                total = weigh_gathered(row, logits, largest, scale)
-                if top_p:
-                    cut = max(cut, nucleus(row, rules.top_p * total))
-                return draw_gathered(row, logits, cut, u)
-            if rules.min_p > 0.0:
-                cut = order_key(least, NO_TOKEN)
-            total = weigh(logits, self.vocab, largest, scale, row.weights.data(), row.masses.data())
-            if top_k:
-                cut = max(cut, find_cut(row, logits, largest, scale, rules.top_k, False))
-            total = weigh_kept(logits, self.vocab, cut, row.weights.data(), row.masses.data())
-        else:
-            total = weigh(logits, self.vocab, largest, scale, row.weights.data(), row.masses.data())
-            if top_p and gather(row, logits, largest - <float>NEAR * rules.temperature, FEW):
-                if mass(row, 0, row.keys.size()) >= rules.top_p * total:
-                    return draw_gathered(row, logits, nucleus(row, rules.top_p * total), u)
-        if top_p:
-            cut = max(cut, find_cut(row, logits, largest, scale, rules.top_p * total, True))
-            total = weigh_kept(logits, self.vocab, cut, row.weights.data(), row.masses.data())
-        return draw(row, logits, cut, u * total)
-
-    cdef void measure(
-        self, const float* logits, Py_ssize_t token, Py_ssize_t top, float* value, int32_t* rank, int32_t* top_ids,
-        float* top_values,
-    ) noexcept nogil:
-        """The log-probability and rank of a token, and the likeliest tokens with theirs."""
-        cdef Row* row = &self.row
-        cdef float largest = find_maxima(logits, self.vocab, row.maxima.data())
-        cdef float own = bounded(logits[token])
-        cdef float threshold
-        cdef double total = 0  # no distribution
-        cdef Py_ssize_t i, found = 0
-        value[0] = -INFINITY
-        if largest == FLT_MAX:
-            logits = self.bound(logits)
-        if largest > -INFINITY:
-            total = weigh(logits, self.vocab, largest, 1.0, row.weights.data(), row.masses.data())
-            if top > 0:
-                if not gather(row, logits, kth_maximum(row, top), FEW):
-                    threshold = key_logit(find_cut(row, logits, largest, 1.0, top, False))
-                    gather(row, logits, threshold, self.vocab)
-                kth_key(row, top)
-                sort(row.keys.begin(), row.keys.end())
-                found = row.keys.size()
-            total = largest + log(total)
-            value[0] = <float>(own - total)
-        rank[0] = <int32_t>count_before(logits, self.vocab, own, token) + 1
-        for i in range(top):
-            if i < found:
-                top_ids[i] = <int32_t>key_token(row.keys[found - 1 - i])
-                top_values[i] = <float>(bounded(logits[top_ids[i]]) - total)
-            else:
-                top_ids[i] = -1
-                top_values[i] = -INFINITY

@@ -24,8 +24,8 @@ _NEVER = 2**63 - 1  # more tokens than can be
 class Drawing:
     """Draws every token of a step at once, without the GIL; what fails for one sequence fails for it alone."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self._sampler = Sampler(vocab_size)
+    def __init__(self, vocab_size: int, threads: int = 1) -> None:
+        self._sampler = Sampler(vocab_size, threads)
 
     def draw(self, plan: Plan, logits: Logits) -> StepOutput:
         """The step's output. ``logits`` [rows, vocab]: for each work what it scores, then its last if it draws."""

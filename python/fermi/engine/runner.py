@@ -42,7 +42,7 @@ class Runner:
         self._model = model
         self._kv = kv
         self._batch_invariant = batch_invariant
-        self._drawing = Drawing(model.vocab_size)
+        self._drawing = Drawing(model.vocab_size, model.backend.threads)
         self._decodes: OrderedDict[int, CompiledDecode] = OrderedDict()
 
     def run(self, plan: Plan) -> StepOutput:
