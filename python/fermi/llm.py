@@ -37,6 +37,8 @@ class LLM:
         model: a folder with a checkpoint, an id on the Hugging Face hub, or ``"demo"``, the embedded toy.
         device: ``"auto"``, ``"cpu"``, ``"cuda:0"``…
         dtype: of the weights: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"``, ``"float16"``.
+        quantization: pack the weights while they load: ``"int8"`` or ``"int4"``. What ``fermi quantize`` wrote needs
+            no asking.
         max_model_len: tokens of prompt and reply together; the model's own limit by default.
         kv_cache_memory: hard bound of the KV cache: bytes, or a share of the free memory (``0.25``, ``"2GiB"``).
         kv_cache_dtype: of the KV cache: ``"auto"`` (the weights'), ``"float32"``, ``"bfloat16"``, ``"float16"``,
@@ -58,6 +60,7 @@ class LLM:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
         max_model_len: int | None = None,
         kv_cache_memory: int | float | str | None = None,
         kv_cache_dtype: str | None = None,
@@ -75,6 +78,7 @@ class LLM:
             "model.offline": offline,
             "engine.device": device,
             "engine.dtype": dtype,
+            "engine.quantization": quantization,
             "engine.max_model_len": max_model_len,
             "engine.threads": threads,
             "cache.kv_cache_memory": kv_cache_memory,

@@ -6,6 +6,8 @@ Both front doors start here: `fermi.LLM` and the server. Errors are ConfigError,
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,36 @@ from fermi.config import Settings, load_settings
 from fermi.engine.engine import Engine, EngineConfig
 from fermi.errors import CheckpointError, ConfigError
 from fermi.hub import resolve
-from fermi.models import Model, load_model
+from fermi.models import Model, load_model, quantization_of
+from fermi.quantization import (
+    WINDOW,
+    Packer,
+    Quantized,
+    Recipe,
+    Survey,
+    pack_calibrated,
+    progress_bar,
+    quantize_folder,
+    quantized_once,
+)
+from fermi.sampled_text import sampled_text
 from fermi.text.tokenizer import Tokenizer
 
-__all__ = ["LoadedModel", "load", "read_settings"]
+__all__ = ["AUTO", "NONE", "LoadedModel", "is_quantized", "load", "quantize", "read_settings", "reference_settings"]
+
+_log = logging.getLogger(__name__)
+
+#: In place of a calibration text: one that the model makes up.
+AUTO = "auto"
+#: None.
+NONE = "none"
+
+#: Weights of a model that is calibrated unasked.
+_SMALL = 5_000_000
+
+#: How many texts a model makes up, and where their seeds begin: far from those of `fermi evaluate`.
+_TEXTS = 64
+_SEED = 1_000_000
 
 _DTYPES: Mapping[str, str] = {"auto": "auto", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CACHE_DTYPES: Mapping[str, Literal["auto", "f32", "bf16", "f16", "i8"]] = {
@@ -50,16 +78,9 @@ class LoadedModel:
 
 def load(source: str, settings: Settings) -> LoadedModel:
     """Loads a model and makes its engine. Raises ConfigError, HubError or CheckpointError, which say what to do."""
-    folder = resolve(
-        source,
-        revision=settings.model.revision,
-        token=settings.model.token,
-        offline=settings.model.offline,
-        cache_dir=settings.cache.hub_dir,
-        endpoint=settings.model.endpoint,
-    )
+    folder = _resolve(source, settings)
     tokenizer = Tokenizer.from_folder(folder)
-    model = load_model(folder, backend=_open_backend(settings), dtype=_DTYPES[settings.engine.dtype])
+    model = _load_model(folder, settings)
     engine = Engine(
         model,
         EngineConfig(
@@ -77,6 +98,41 @@ def load(source: str, settings: Settings) -> LoadedModel:
     return LoadedModel(source, folder, tokenizer, model, engine, _generation_config(folder))
 
 
+def quantize(
+    source: str, destination: Path, recipe: Recipe, settings: Settings, *, calibration: str | None = None
+) -> Quantized:
+    """Writes a model packed to a new folder (see `quantize_folder`).
+
+    ``calibration``: a text as the model will see; AUTO: one that the model makes up; NONE: no text; None: AUTO where
+    the format is int4 and the model so small that this is a matter of seconds, else NONE.
+    Raises ConfigError, HubError or CheckpointError.
+    """
+    folder = _resolve(source, settings)
+    if os.path.lexists(destination):
+        raise ConfigError(f"{destination} exists already")
+    backend = _open_backend(settings)
+    if calibration is None and recipe.format == "int4" and Survey.of(folder, backend).elements(recipe) <= _SMALL:
+        calibration = AUTO
+    ready = None
+    if calibration is not None and calibration != NONE:
+        ready = pack_calibrated(folder, _calibration_ids(source, settings, calibration), recipe, backend=backend)
+    try:
+        return quantize_folder(folder, destination, recipe, backend=backend, ready=ready)
+    except OSError as error:
+        raise ConfigError(f"{destination} cannot be written: {error.strerror or error}") from error
+
+
+def reference_settings(settings: Settings) -> Settings:
+    """The same with float32 weights as they are in the checkpoint."""
+    engine = settings.engine.model_copy(update={"dtype": "float32", "quantization": "none"})
+    return settings.model_copy(update={"engine": engine})
+
+
+def is_quantized(source: str, settings: Settings) -> bool:
+    """Whether a model's files hold packed weights."""
+    return quantization_of(_resolve(source, settings)) is not None
+
+
 def read_settings(named: Mapping[str, Any], more: Mapping[str, Any]) -> Settings:
     """Settings from a program: ``named`` by section and key, ``more`` by key alone, over environment and file.
 
@@ -91,6 +147,49 @@ def read_settings(named: Mapping[str, Any], more: Mapping[str, Any]) -> Settings
         else:
             raise ConfigError(f"unknown argument {key!r}")
     return load_settings(flags)
+
+
+def _calibration_ids(source: str, settings: Settings, text: str) -> list[int]:
+    """The tokens of a calibration text."""
+    if text != AUTO:
+        return Tokenizer.from_folder(_resolve(source, settings)).encode(text)
+    loaded = load(source, reference_settings(settings))
+    texts = sampled_text(loaded.engine, loaded.tokenizer, texts=_TEXTS, tokens=WINDOW, seed=_SEED)
+    return [token_id for text in texts for token_id in text]
+
+
+def _resolve(source: str, settings: Settings) -> Path:
+    return resolve(
+        source,
+        revision=settings.model.revision,
+        token=settings.model.token,
+        offline=settings.model.offline,
+        cache_dir=settings.cache.hub_dir,
+        endpoint=settings.model.endpoint,
+    )
+
+
+def _load_model(folder: Path, settings: Settings) -> Model:
+    """The model, packed where the settings ask for it and it is not so already."""
+    backend, dtype, wanted = _open_backend(settings), _DTYPES[settings.engine.dtype], settings.engine.quantization
+    there = quantization_of(folder)
+    if wanted == "none" or (there is not None and there.format == wanted):
+        return load_model(folder, backend=backend, dtype=dtype)
+    if there is not None:
+        raise ConfigError(f"engine.quantization: {folder} is quantized to {there.format} already, not to {wanted}")
+    recipe = Recipe(format=wanted)
+    if settings.cache.quantization_cache:
+        cache = settings.cache.quantization_dir or Path.home() / ".cache" / "fermi" / "quantized"
+        try:
+            kept = quantized_once(folder, cache.expanduser(), recipe, backend=backend)
+        except OSError as error:
+            _log.warning("the quantized weights cannot be kept in %s: %s", cache, error.strerror or error)
+        else:
+            return load_model(kept, backend=backend, dtype=dtype)
+    survey = Survey.of(folder, backend)
+    with progress_bar(survey.elements(recipe), shown=True) as bar:
+        packer = Packer(recipe, backend=backend, advance=bar.update)
+        return load_model(folder, backend=backend, dtype=dtype, transform=packer)
 
 
 def _open_backend(settings: Settings) -> _C.Backend:

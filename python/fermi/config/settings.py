@@ -67,7 +67,12 @@ class EngineSettings(Section):
 
     device: str = setting("auto", "Device: auto, cpu, cuda, cuda:N, metal.", env="FERMI_DEVICE DEVICE")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "Type of the weights; auto keeps the checkpoint's.", env="FERMI_DTYPE"
+        "auto", "Type of the weights that are not quantized; auto keeps the checkpoint's.", env="FERMI_DTYPE"
+    )
+    quantization: Literal["none", "int8", "int4"] = setting(
+        "none",
+        "Pack the weights while the model loads; none takes them as they are, those of fermi quantize too.",
+        env="FERMI_QUANTIZATION",
     )
     threads: Count | None = setting(None, "Threads on the CPU; by default one per physical core.", env="FERMI_THREADS")
     isa: Literal["auto", "portable", "avx2", "avx512", "neon"] = setting(
@@ -103,6 +108,10 @@ class CacheSettings(Section):
     )
     hub_dir: Path | None = setting(
         None, "Where downloaded models are kept; by default huggingface_hub's own cache.", env="HF_HUB_CACHE"
+    )
+    quantization_cache: bool = setting(True, "Keep what --quantization packs, so that it is mapped the next time.")
+    quantization_dir: Path | None = setting(
+        None, "Where it is kept; by default ~/.cache/fermi/quantized.", env="FERMI_QUANTIZATION_DIR"
     )
 
 

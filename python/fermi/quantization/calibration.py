@@ -1,0 +1,198 @@
+"""Packs a model block by block while a text runs through it, each matrix for the inputs that it meets there.
+
+Two streams run side by side: the model as it was, and the model as far as it is packed. Projections into a block are
+packed for the inputs of the second stream; those that end one, by adding to the residual, also bring it back to the
+first as far as they can. So errors are made up for by what comes after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fermi import _C
+from fermi.errors import ConfigError
+from fermi.models import Batch, KVCache, MatrixRole, Transform, load_model
+from fermi.models.decoder import Decoder
+from fermi.models.inputs import LayerCache
+from fermi.models.layers import Linear
+from fermi.quantization.gptq import Doubles, fit_to, pack_for
+from fermi.quantization.packer import Packer, progress_bar
+from fermi.quantization.recipe import Recipe
+from fermi.quantization.survey import Survey
+
+__all__ = ["WINDOW", "pack_calibrated"]
+
+Singles: TypeAlias = npt.NDArray[np.float32]
+
+BLOCK_SIZE = 16
+
+#: Tokens that the model sees together.
+WINDOW = 256
+
+
+def pack_calibrated(
+    folder: Path, token_ids: Sequence[int], recipe: Recipe, *, backend: _C.Backend, progress: bool = True
+) -> Mapping[str, _C.Weight]:
+    """Every projection of a model packed for a text, by name. All of them are in memory.
+
+    Raises ConfigError for an empty text or a model that is packed already, and what `load_model` raises.
+    """
+    if not token_ids:
+        raise ConfigError("the calibration text is empty")
+    survey = Survey.of(folder, backend)
+    original = load_model(folder, backend=backend)
+    taps = _Taps()
+    packed = load_model(folder, backend=backend, transform=_tables_only(Packer(recipe, backend=backend)), tap=taps)
+    size = min(WINDOW, original.max_position_embeddings)
+    windows = [_Window(token_ids[start : start + size]) for start in range(0, len(token_ids), size)]
+    elements = sum(matrix.elements for matrix in survey.matrices if matrix.role == "projection")
+    with progress_bar(elements, progress) as bar:
+        walk = _Walk(original, packed, taps, windows, recipe, bar.update)
+        return {name: weight for layer in range(len(packed.blocks)) for name, weight in walk.pack_block(layer)}
+
+
+def _tables_only(packer: Packer) -> Transform:
+    """Packs what is no projection."""
+
+    def transform(name: str, role: MatrixRole, weight: _C.Weight) -> _C.Weight:
+        return weight if role == "projection" else packer(name, role, weight)
+
+    return transform
+
+
+class _Taps:
+    """Keeps what recordings multiply each matrix with, by the matrix's name."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, _C.Tensor] = {}
+
+    def __call__(self, names: Sequence[str], x: _C.Tensor) -> None:
+        for name in names:
+            self.inputs[name] = x
+
+
+class _Window:
+    """A part of the text that runs on its own, and where the two streams stand in it."""
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.blocks = -(-len(token_ids) // BLOCK_SIZE)
+        self.batch = _batch_of(token_ids)
+        self.original: Singles = np.empty((0, 0), np.float32)  # [tokens, hidden]
+        self.packed: Singles = np.empty((0, 0), np.float32)
+
+
+class _Walk:
+    """Goes through the blocks."""
+
+    def __init__(
+        self,
+        original: Decoder[Any],
+        packed: Decoder[Any],
+        taps: _Taps,
+        windows: Sequence[_Window],
+        recipe: Recipe,
+        advance: Callable[[int], object],
+    ) -> None:
+        self._original = original
+        self._packed = packed
+        self._taps = taps
+        self._windows = windows
+        self._recipe = recipe
+        self._advance = advance
+        self._backend = packed.backend
+        for window in windows:
+            window.original = self._embedded(original, window)
+            window.packed = self._embedded(packed, window)
+
+    def pack_block(self, layer: int) -> Iterator[tuple[str, _C.Weight]]:
+        """The projections of a block, in the order in which they run."""
+        block = self._packed.blocks[layer]
+        yield from self._pack_half(layer, _attend, block.attention.qkv, block.attention.output)
+        yield from self._pack_half(layer, _think, block.mlp.gate_up, block.mlp.down)
+
+    def _pack_half(self, layer: int, half: _Half, entry: Linear, exit_: Linear) -> Iterator[tuple[str, _C.Weight]]:
+        """Packs what takes the residual in, then what adds to it, and lets both streams pass."""
+        yield from self._pack(entry, self._inputs(layer, half, entry), None)
+        for window in self._windows:
+            self._run(self._original, layer, half, window, window.original)
+        yield from self._pack(exit_, self._inputs(layer, half, exit_), [w.original - w.packed for w in self._windows])
+        for window in self._windows:
+            self._run(self._packed, layer, half, window, window.packed)
+
+    def _inputs(self, layer: int, half: _Half, linear: Linear) -> Iterator[Doubles]:
+        """What the packed stream brings to a projection, window by window; the stream stays where it is."""
+        for window in self._windows:
+            self._run(self._packed, layer, half, window, window.packed.copy())
+            yield self._taps.inputs[linear.names[0]].float32().astype(np.float64)
+
+    def _pack(
+        self, linear: Linear, inputs: Iterator[Doubles], wanted: Sequence[Singles] | None
+    ) -> Iterator[tuple[str, _C.Weight]]:
+        """Packs projections of one input, to bring forth what is wanted where that is said."""
+        hessian: Doubles = np.zeros((linear.weights[0].shape[1],) * 2)
+        products: Doubles = np.zeros((linear.weights[0].shape[1], linear.weights[0].shape[0]))
+        bias = 0.0 if linear.biases is None else linear.biases[0].float32()
+        for window, x in enumerate(inputs):
+            hessian += x.T @ x
+            if wanted is not None:
+                products += x.T @ (wanted[window] - bias)
+        packing = self._recipe.packing("projection")
+        assert packing is not None
+        for index, (name, weight) in enumerate(zip(linear.names, list(linear.weights), strict=True)):
+            matrix: Doubles = weight.data.float32().astype(np.float64)
+            if wanted is not None:
+                matrix = fit_to(matrix, hessian, products)
+            linear.weights[index] = pack_for(
+                matrix, hessian, packing, candidates=self._recipe.candidates, backend=self._backend
+            )
+            self._advance(matrix.size)
+            yield name, linear.weights[index]
+
+    def _embedded(self, model: Decoder[Any], window: _Window) -> Singles:
+        with self._backend:
+            return model.embedding(window.batch.token_ids).float32()
+
+    def _run(self, model: Decoder[Any], layer: int, half: _Half, window: _Window, x: Singles) -> None:
+        """Half a block of one of the models, which changes x, [tokens, hidden], in place."""
+        cache = KVCache.allocate(replace(model.kv_spec, layers=1), window.blocks, BLOCK_SIZE, self._backend)
+        with _C.record(self._backend) as step:
+            half(model, layer, _C.Tensor.from_numpy(x), window.batch, cache[0])
+        step.run()
+
+
+_Half: TypeAlias = Callable[[Decoder[Any], int, _C.Tensor, Batch, LayerCache], None]
+
+
+def _attend(model: Decoder[Any], layer: int, x: _C.Tensor, batch: Batch, cache: LayerCache) -> None:
+    block = model.blocks[layer]
+    block.attention(x, block.attention_norm, model.rope(batch), batch, cache)
+
+
+def _think(model: Decoder[Any], layer: int, x: _C.Tensor, batch: Batch, cache: LayerCache) -> None:
+    block = model.blocks[layer]
+    block.mlp(x, block.mlp_norm)
+
+
+def _batch_of(token_ids: Sequence[int]) -> Batch:
+    """One sequence from its beginning."""
+    count = len(token_ids)
+
+    def int32(values: npt.ArrayLike) -> _C.Tensor:
+        return _C.Tensor.from_numpy(np.ascontiguousarray(values, np.int32))
+
+    return Batch(
+        token_ids=int32(token_ids),
+        positions=int32(np.arange(count)),
+        rope_lengths=int32(np.full(count, count)),
+        slots=int32(np.arange(count)),
+        query_starts=int32([0, count]),
+        context_lengths=int32([count]),
+        block_tables=int32(np.arange(-(-count // BLOCK_SIZE))[None]),
+        logit_rows=int32([count - 1]),
+    )
