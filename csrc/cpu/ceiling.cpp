@@ -1,12 +1,14 @@
 // The machine's own limits, measured with the instructions the kernels use: what benchmarks hold the kernels against.
 //
-// Each function is called by benchmarks/ceiling.py through ctypes and runs once; the caller repeats and takes medians.
+// Each function is called by python/fermi/bench/ceiling.py through ctypes and runs once; the caller repeats and takes
+// medians.
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 
+#include "cpu/bytes.h"
 #include "cpu/product.h"
 #include "cpu/simd.h"
 #include "export.h"
@@ -95,6 +97,30 @@ double product_rate(int threads, int rounds) {
     return 2.0 * Dot::step * N * rounds * threads / seconds;
 }
 
+/// Operations per second of products of bytes, on operands in registers.
+double byte_product_rate(int threads, int rounds) {
+    constexpr int N = tile_rows * tile_columns;
+    ThreadPool pool(threads);
+    std::int8_t bytes[4 * Vec::width];  // numbers that the compiler cannot know
+    std::memset(bytes, rounds & 1, sizeof bytes);
+    const double seconds = time_of(pool, [&](int) {
+        const ByteVec w = FastByteDot::signed_weights(load_bytes(bytes));
+        const ByteVec x = load_bytes(bytes);
+        IntVec sums[N];
+#pragma GCC unroll 32
+        for (int n = 0; n < N; ++n) sums[n] = repeat(rounds + n);  // all different
+        for (int i = 0; i < rounds; ++i) {
+#pragma GCC unroll 32
+            for (int n = 0; n < N; ++n) sums[n] = FastByteDot::add(w, x, sums[n]);
+        }
+        Vec total = zero();
+#pragma GCC unroll 32
+        for (int n = 0; n < N; ++n) total = total + to_float(sums[n]);
+        keep(total);
+    });
+    return 2.0 * sizeof bytes * N * rounds * threads / seconds;
+}
+
 }  // namespace
 
 }  // namespace fermi::cpu::FERMI_ISA
@@ -130,6 +156,13 @@ FERMI_API double fermi_ceiling_bf16(int threads, int rounds) {
     static_cast<void>(threads);
     static_cast<void>(rounds);
     return 0.0;
+}
+
+/// Operations per second of products of bytes: four to a sum, as fast as the machine can; 0 where it would need an
+/// instruction that it has not.
+FERMI_API double fermi_ceiling_int8(int threads, int rounds) {
+    using namespace fermi::cpu::FERMI_ISA;
+    return fast_byte_dot_usable() ? byte_product_rate(threads, rounds) : 0.0;
 }
 
 /// Seconds of one barrier between `threads` threads.

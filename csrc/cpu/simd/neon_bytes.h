@@ -53,7 +53,7 @@ struct FastByteDot {
     static constexpr int raise = 0;
     static FERMI_INLINE ByteVec signed_weights(ByteVec a) { return a; }
     static FERMI_INLINE IntVec add(ByteVec w, ByteVec x, IntVec sums) {
-        __asm__(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b"
+        __asm__(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b"
                 : "+w"(sums.value)
                 : "w"(w.value), "w"(x.value));
         return sums;

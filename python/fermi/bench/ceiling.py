@@ -27,11 +27,8 @@ class Ceiling:
         self._library.fermi_ceiling_open.argtypes = [ctypes.c_int, ctypes.c_size_t]
         self._library.fermi_ceiling_close.argtypes = [ctypes.c_void_p]
         self._library.fermi_ceiling_read.argtypes = [ctypes.c_void_p]
-        for name in ("read", "f32", "bf16", "barrier"):
+        for name in ("read", "f32", "bf16", "int8", "barrier"):
             getattr(self._library, f"fermi_ceiling_{name}").restype = ctypes.c_double
-        self._int8 = getattr(self._library, "fermi_ceiling_int8", None)
-        if self._int8 is not None:
-            self._int8.restype = ctypes.c_double
         self.threads = threads
         self._reader = self._library.fermi_ceiling_open(threads, megabytes << 20)
 
@@ -48,8 +45,8 @@ class Ceiling:
         return float(self._library.fermi_ceiling_bf16(self.threads, ROUNDS))
 
     def int8(self) -> float:
-        """Operations per second of dot products of four bytes (``vpdpbusd``); 0 where the machine has none."""
-        return 0.0 if self._int8 is None else float(self._int8(self.threads, ROUNDS))
+        """Operations per second of products of bytes, four to a sum (``vpdpbusd``); 0 where the machine has none."""
+        return float(self._library.fermi_ceiling_int8(self.threads, ROUNDS))
 
     def barrier(self) -> float:
         """Seconds of one barrier of the thread pool."""
