@@ -46,7 +46,7 @@ NONE = "none"
 _SMALL = 5_000_000
 
 #: How many texts a model makes up, and where their seeds begin: far from those of `fermi evaluate`.
-_TEXTS = 64
+_TEXTS = 128
 _SEED = 1_000_000
 
 _DTYPES: Mapping[str, str] = {"auto": "auto", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}

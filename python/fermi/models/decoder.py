@@ -67,6 +67,8 @@ class Decoder(Model, Generic[Config]):
         self.vocab_size = config.vocab_size
         self.max_position_embeddings = config.rope_parameters.reach
         table = self.embedding.table
+        projection = self.blocks[0].attention.output.weights[0]
+        self.weight_format = projection.data.dtype if projection.format == "dense" else projection.format
         self.dtype = table.data.dtype if table.format == "dense" else self.norm.weight.dtype
         self.kv_spec = KVSpec(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.dtype)
         self.parameters, self.weight_bytes = weights.parameters, weights.nbytes

@@ -19,6 +19,7 @@ class Model(ABC):
         max_position_embeddings: tokens of the longest context, scaling of the rotary embedding included.
         kv_spec: what it caches for each token.
         dtype: of the weights that are not packed.
+        weight_format: of the projections: int8, int4, or a dtype.
         parameters: how many numbers the weights hold; a tied head counts once.
         weight_bytes: what they take.
         rope_depends_on_length: whether a token's rotary frequencies depend on ``Batch.rope_lengths``.
@@ -30,6 +31,7 @@ class Model(ABC):
     max_position_embeddings: int
     kv_spec: KVSpec
     dtype: _C.DTypeName
+    weight_format: str
     parameters: int
     weight_bytes: int
     rope_depends_on_length: bool

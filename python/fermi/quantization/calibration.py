@@ -1,8 +1,8 @@
 """Packs a model block by block while a text runs through it, each matrix for the inputs that it meets there.
 
-Two streams run side by side: the model as it was, and the model as far as it is packed. Projections into a block are
-packed for the inputs of the second stream; those that end one, by adding to the residual, also bring it back to the
-first as far as they can. So errors are made up for by what comes after them.
+Two streams run side by side: the model as it was, and the model as far as it is packed. Each projection is packed for
+the inputs of the second stream, and so that what it brings forth is what it is in the first, as far as it can be. So
+errors are made up for by what comes after them.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ def pack_calibrated(
     if not token_ids:
         raise ConfigError("the calibration text is empty")
     survey = Survey.of(folder, backend)
-    original = load_model(folder, backend=backend)
-    taps = _Taps()
-    packed = load_model(folder, backend=backend, transform=_tables_only(Packer(recipe, backend=backend)), tap=taps)
+    taps = _Taps(), _Taps()
+    original = load_model(folder, backend=backend, tap=taps[0])
+    tables = _tables_only(Packer(recipe, backend=backend))
+    packed = load_model(folder, backend=backend, transform=tables, tap=taps[1])
     size = min(WINDOW, original.max_position_embeddings)
     windows = [_Window(token_ids[start : start + size]) for start in range(0, len(token_ids), size)]
     elements = sum(matrix.elements for matrix in survey.matrices if matrix.role == "projection")
     with progress_bar(elements, progress) as bar:
-        walk = _Walk(original, packed, taps, windows, recipe, bar.update)
+        walk = _Walk({original: taps[0], packed: taps[1]}, windows, recipe, bar.update)
         return {name: weight for layer in range(len(packed.blocks)) for name, weight in walk.pack_block(layer)}
 
 
@@ -77,6 +78,20 @@ class _Taps:
             self.inputs[name] = x
 
 
+class _Sums:
+    """Σ xᵀx and Σ xᵀy over tokens."""
+
+    def __init__(self) -> None:
+        self.squares: Doubles = np.zeros(())
+        self.products: Doubles = np.zeros(())
+
+    def add(self, x: Singles, y: Singles) -> None:
+        """[tokens, columns] and [tokens, any]."""
+        wide = x.astype(np.float64)
+        self.squares = self.squares + wide.T @ wide
+        self.products = self.products + wide.T @ y
+
+
 class _Window:
     """A part of the text that runs on its own, and where the two streams stand in it."""
 
@@ -92,23 +107,20 @@ class _Walk:
 
     def __init__(
         self,
-        original: Decoder[Any],
-        packed: Decoder[Any],
-        taps: _Taps,
+        taps: Mapping[Decoder[Any], _Taps],  # of the original and of the packed model
         windows: Sequence[_Window],
         recipe: Recipe,
         advance: Callable[[int], object],
     ) -> None:
-        self._original = original
-        self._packed = packed
+        self._original, self._packed = taps
         self._taps = taps
         self._windows = windows
         self._recipe = recipe
         self._advance = advance
-        self._backend = packed.backend
+        self._backend = self._packed.backend
         for window in windows:
-            window.original = self._embedded(original, window)
-            window.packed = self._embedded(packed, window)
+            window.original = self._embedded(self._original, window)
+            window.packed = self._embedded(self._packed, window)
 
     def pack_block(self, layer: int) -> Iterator[tuple[str, _C.Weight]]:
         """The projections of a block, in the order in which they run."""
@@ -117,39 +129,46 @@ class _Walk:
         yield from self._pack_half(layer, _think, block.mlp.gate_up, block.mlp.down)
 
     def _pack_half(self, layer: int, half: _Half, entry: Linear, exit_: Linear) -> Iterator[tuple[str, _C.Weight]]:
-        """Packs what takes the residual in, then what adds to it, and lets both streams pass."""
-        yield from self._pack(entry, self._inputs(layer, half, entry), None)
+        """Packs what takes the residual in, then what adds to it, and lets both streams pass.
+
+        What the first brings forth shall be what it is in the original; what the second adds shall bring the residual
+        to where it is in the original.
+        """
+        there = _Sums()  # with the original's inputs
+        for window in self._windows:
+            x = self._input(self._packed, layer, half, entry, window, window.packed)
+            there.add(x, self._input(self._original, layer, half, entry, window, window.original))
+        yield from self._pack(entry, there.squares, lambda matrix: there.products @ matrix.T)
+
         for window in self._windows:
             self._run(self._original, layer, half, window, window.original)
-        yield from self._pack(exit_, self._inputs(layer, half, exit_), [w.original - w.packed for w in self._windows])
+        bias = 0.0 if exit_.biases is None else exit_.biases[0].float32()
+        lacking = _Sums()  # with what is still lacking behind it
+        for window in self._windows:
+            x = self._input(self._packed, layer, half, exit_, window, window.packed)
+            lacking.add(x, window.original - window.packed - bias)
+        yield from self._pack(exit_, lacking.squares, lambda matrix: lacking.products)
         for window in self._windows:
             self._run(self._packed, layer, half, window, window.packed)
 
-    def _inputs(self, layer: int, half: _Half, linear: Linear) -> Iterator[Doubles]:
-        """What the packed stream brings to a projection, window by window; the stream stays where it is."""
-        for window in self._windows:
-            self._run(self._packed, layer, half, window, window.packed.copy())
-            yield self._taps.inputs[linear.names[0]].float32().astype(np.float64)
+    def _input(
+        self, model: Decoder[Any], layer: int, half: _Half, linear: Linear, window: _Window, x: Singles
+    ) -> Singles:
+        """What one of the streams brings to a projection; the stream stays where it is."""
+        self._run(model, layer, half, window, x.copy())
+        return self._taps[model].inputs[linear.names[0]].float32()
 
     def _pack(
-        self, linear: Linear, inputs: Iterator[Doubles], wanted: Sequence[Singles] | None
+        self, linear: Linear, squares: Doubles, products: Callable[[Doubles], Doubles]
     ) -> Iterator[tuple[str, _C.Weight]]:
-        """Packs projections of one input, to bring forth what is wanted where that is said."""
-        hessian: Doubles = np.zeros((linear.weights[0].shape[1],) * 2)
-        products: Doubles = np.zeros((linear.weights[0].shape[1], linear.weights[0].shape[0]))
-        bias = 0.0 if linear.biases is None else linear.biases[0].float32()
-        for window, x in enumerate(inputs):
-            hessian += x.T @ x
-            if wanted is not None:
-                products += x.T @ (wanted[window] - bias)
+        """Packs projections of one input. ``products``: of the input and what each matrix shall bring forth."""
         packing = self._recipe.packing("projection")
         assert packing is not None
         for index, (name, weight) in enumerate(zip(linear.names, list(linear.weights), strict=True)):
             matrix: Doubles = weight.data.float32().astype(np.float64)
-            if wanted is not None:
-                matrix = fit_to(matrix, hessian, products)
+            fitted = fit_to(matrix, squares, products(matrix))
             linear.weights[index] = pack_for(
-                matrix, hessian, packing, candidates=self._recipe.candidates, backend=self._backend
+                fitted, squares, packing, candidates=self._recipe.candidates, backend=self._backend
             )
             self._advance(matrix.size)
             yield name, linear.weights[index]

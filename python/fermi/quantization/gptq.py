@@ -20,10 +20,10 @@ Doubles = npt.NDArray[np.float64]
 DAMPING = 0.01
 
 #: How strongly `fit_to` holds on to the matrix that there is, likewise.
-CAUTION = 0.3
+CAUTION = 0.5
 
 #: Passes over levels and scales after the first.
-SWEEPS = 4
+SWEEPS = 2
 
 #: Columns whose errors are passed on one by one; further ones get them all at once.
 BLOCK = 128

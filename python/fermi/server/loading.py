@@ -61,9 +61,10 @@ def _facts(name: str, loaded: LoadedModel, settings: Settings) -> Mapping[str, s
     tokens = loaded.engine.stats().blocks.total * settings.engine.block_size
     cache = tokens * loaded.engine.kv_spec.bytes_per_token
     source = "" if name == loaded.source else f" ({loaded.source})"
+    parameters = f"{model.parameters / 1e6:,.1f} M parameters"
     return {
         "model": f"{name}{source}",
-        "format": f"{type(model).__name__}, {model.parameters / 1e6:,.1f} M parameters, {model.dtype} safetensors",
+        "format": f"{type(model).__name__}, {parameters}, {model.weight_format} safetensors",
         "device": backend.description,
         "memory": f"weights {_size(model.weight_bytes)}, KV cache {_size(cache)} = {tokens:,} tokens",
         "context": f"{loaded.engine.max_model_len:,} tokens",
