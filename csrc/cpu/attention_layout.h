@@ -17,8 +17,8 @@ inline constexpr int row_span = 128;    // positions that such rows see at a tim
 inline constexpr int row_tile = 16;     // such rows of a KV head, at most
 inline constexpr int pieces_ahead = 3;  // one head's vectors of one block make a piece
 inline constexpr int panel_span = 512;  // positions that are joined at a time where there are more queries
-inline constexpr int block_keys = 64;   // and that make a panel
-inline constexpr int panel_tile = 96;   // rows of a tile that meets panels
+inline constexpr int block_keys = 128;  // and that make a panel
+inline constexpr int panel_tile = 192;  // rows of a tile that meets panels
 inline constexpr int panel_rows = tile_rows >= 3 ? 6 : 2;  // of them, those that are in registers at a time
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 /// Spans are handed out one by one only while their sums fit here.

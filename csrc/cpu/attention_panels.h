@@ -20,6 +20,11 @@ struct FloatPanel {
     static FERMI_INLINE Vec load_panel(const float* from) { return load(from); }
     static FERMI_INLINE Vec repeat(const float* from) { return broadcast(*from); }
     static FERMI_INLINE Vec accumulate(Vec x, Vec panel, Vec sum) { return fma(x, panel, sum); }
+    /// Stores numbers as the products take them; returns what they are then.
+    static FERMI_INLINE Vec put(float* to, Vec value) {
+        store(to, value);
+        return value;
+    }
     static FERMI_INLINE void enter(Vec&, Vec&) {}
     static FERMI_INLINE void leave(Vec&, Vec&) {}
     static void lay_values(float* panel, const float* row, const float*, std::int64_t dim) {
@@ -35,6 +40,7 @@ struct PairPanel {
     static FERMI_INLINE PairVec load_panel(const bf16* from) { return load_pairs(from); }
     static FERMI_INLINE PairVec repeat(const bf16* from) { return repeat_pair(from); }
     static FERMI_INLINE Vec accumulate(PairVec x, PairVec panel, Vec sum) { return dot_pairs(x, panel, sum); }
+    static FERMI_INLINE Vec put(bf16* to, Vec value) { return store_rounded(to, value); }
     static FERMI_INLINE void enter(Vec& a, Vec& b) { to_interleaved(a, b); }
     static FERMI_INLINE void leave(Vec& a, Vec& b) { from_interleaved(a, b); }
     static void lay_values(bf16* panel, const bf16* row, const bf16* second, std::int64_t dim) {
@@ -193,7 +199,7 @@ void attend_by_panels(const Tile& tile, const Plan& plan, const Cache<T>& cache,
             for (; j < part.end_of_vectors(); j += Vec::width) {
                 score_panel<Panel, 1>(work.scores, queries + r * plan.dim, keys, plan, j);
             }
-            soften<std::is_integral_v<T>, X>(tile, plan, start, part, r, count, work, work.span);
+            soften<std::is_integral_v<T>, Panel>(tile, plan, start, part, r, count, work, work.span);
             std::fill_n(weights + count * block_keys, (panel_rows - count) * block_keys, X{});
             float* sums = work.span.values + r * plan.dim;
             std::int64_t d = 0;

@@ -11,8 +11,8 @@ namespace fermi::cpu::FERMI_ISA {
 /// and scales the sums down to them. Positions of the part that a row does not see get weight zero, and add exact
 /// zeros; so a row's bits do not depend on the part, as long as it covers what the row sees.
 ///
-/// `scaled`: keys and values are integers; scores and weights take their scales. X: what weights are rounded to.
-template <bool scaled, class X>
+/// `scaled`: keys and values are integers; scores and weights take their scales. Panel::put rounds weights.
+template <bool scaled, class Panel>
 void soften(const Tile& tile, const Plan& plan, std::int64_t start, const Part& part, int first, int count,
             const Workspace& work, const Sums& sums) {
     const int begin = part.first_vector(), end = part.end_of_vectors();
@@ -37,17 +37,16 @@ void soften(const Tile& tile, const Plan& plan, std::int64_t start, const Part& 
     }
     for (int r = 0; r < count; r += Vec::width) store(scales + r, exp(load(scales + r)));
     for (int r = 0; r < count; ++r) {
-        X* row = reinterpret_cast<X*>(work.weights) + r * block_keys;
+        auto* row = reinterpret_cast<typename Panel::X*>(work.weights) + r * block_keys;
         const Vec bound = broadcast(bounds[r]);
         Vec total = zero();
         for (int j = begin; j < end; j += Vec::width) {
             const Vec weight = exp(load(work.scores + r * block_keys + j) - bound);
             if constexpr (scaled) {
-                store(row + j, weight * load(work.value_scales + j));
+                Panel::put(row + j, weight * load(work.value_scales + j));
                 total = total + weight;
             } else {
-                store(row + j, weight);
-                total = total + load(row + j);  // of the weights as the products see them, rounded
+                total = total + Panel::put(row + j, weight);  // of the weights as the products see them
             }
         }
         sums.total[first + r] = sums.total[first + r] * scales[r] + sum(total);

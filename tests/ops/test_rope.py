@@ -133,3 +133,51 @@ def test_appends_integers_with_their_scales(
         np.testing.assert_allclose(scales.numpy(), expected, rtol=2e-6)
         assert np.abs(cache.numpy().astype(int) - integers).max() <= 1  # a tie may fall either way
         assert np.mean(cache.numpy() != integers) < 0.01
+
+
+def test_scales_and_norms_are_checked_printed_and_counted() -> None:
+    q, k, v = (zeros(1, heads, 4) for heads in (4, 2, 2))
+    angles, slots = zeros(1, 4), indices([3])
+    keys, values = (zeros(2, 2, 8, 4, dtype="i8") for _ in range(2))
+    key_scales, value_scales = (zeros(2, 2, 8) for _ in range(2))
+    scales: dict[str, Any] = {"key_scales": key_scales, "value_scales": value_scales}
+    norms: dict[str, Any] = {"q_norm": zeros(4), "k_norm": zeros(4), "epsilon": 0.5}
+
+    def append(keys: _C.Tensor, values: _C.Tensor, **more: Any) -> None:
+        _C.rope_append(q, k, v, angles, slots, keys, values, **more)
+
+    for message, options in [
+        ("key_scales must come with an i8 cache", {}),
+        ("value_scales must come with an i8 cache", {"key_scales": key_scales}),
+        ("key_scales must be f32", {**scales, "key_scales": zeros(2, 2, 8, dtype="f16")}),
+        ("do not fit key_cache", {**scales, "value_scales": zeros(2, 2, 7)}),
+        ("key_scales and value_scales share memory", {**scales, "value_scales": key_scales}),
+        ("q_norm and k_norm must come together", {**scales, "q_norm": zeros(4)}),
+        ("k_norm has 5 elements, it must have 4", {**scales, **norms, "k_norm": zeros(5)}),
+        ("epsilon must be finite", {**scales, **norms, "epsilon": float("nan")}),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            append(keys, values, **options)
+    with pytest.raises(ValueError, match="key_scales are of an i8 cache"):
+        append(zeros(2, 2, 8, 4), zeros(2, 2, 8, 4), **scales)
+
+    cpu = _C.open_backend("cpu", threads=1)
+    with _C.record(cpu, batch_invariant=True) as step:
+        append(keys, values, **scales, **norms)
+        tables, starts, contexts = indices([[0, 1]]), indices([0, 1]), indices([4])
+        _C.attention(q, keys, values, tables, starts, contexts, scale=0.5, **scales)
+    assert str(step).splitlines() == [
+        (
+            "f32[1, 4, 4], i8[2, 2, 8, 4], i8[2, 2, 8, 4], f32[2, 2, 8], f32[2, 2, 8] = rope_append(q f32[1, 4, 4], "
+            "key_cache i8[2, 2, 8, 4], value_cache i8[2, 2, 8, 4], key_scales f32[2, 2, 8], value_scales f32[2, 2, 8], "
+            "k f32[1, 2, 4], v f32[1, 2, 4], angles f32[1, 4], slots i32[1], q_norm f32[4], k_norm f32[4], epsilon 0.5)"
+        ),
+        (
+            "f32[1, 16] = attention(q f32[1, 4, 4], key_cache i8[2, 2, 8, 4], value_cache i8[2, 2, 8, 4], "
+            "key_scales f32[2, 2, 8], value_scales f32[2, 2, 8], block_tables i32[1, 2], query_starts i32[2], "
+            "context_lengths i32[1], scale 0.5, batch_invariant)"
+        ),
+    ]
+    row = 2 * (4 + 4)  # of a key or a value of both heads, with the scales
+    assert step.costs[0].bytes == 2 * q.nbytes + k.nbytes + v.nbytes + angles.nbytes + 4 + 2 * 16 + 2 * row
+    assert step.costs[1].bytes == 2 * q.nbytes + 8 + 4 + 2 * 4 * row

@@ -333,6 +333,13 @@ FERMI_INLINE void from_interleaved(Vec& a, Vec& b) {
     a.value = _mm512_shuffle_f32x4(low, low, 0xd8);
     b.value = _mm512_shuffle_f32x4(high, high, 0xd8);
 }
+/// Stores a vector as bf16 and returns what it is then. Assembly for the reason below.
+FERMI_INLINE Vec store_rounded(bf16* to, Vec value) {
+    __m256i bits;
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(value.value));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
+    return widen(bits, bf16{});
+}
 /// c[i] + a[2i + 1]·b[2i + 1] + a[2i]·b[2i]. Written as assembly since the library is compiled for machines without the
 /// instruction as well, which must then not meet it anywhere else.
 FERMI_INLINE Vec dot_pairs(PairVec a, PairVec b, Vec c) {
