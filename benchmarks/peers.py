@@ -19,6 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -34,6 +37,8 @@ from fermi import _C
 from fermi.bench.ceiling import Ceiling
 
 FORMATS = ("bf16", "int8", "int4")
+QUICK_SECONDS = 1080.0
+"""For measuring, of the 20 minutes of --quick: where the machine is slow, what is left then is left out and named."""
 
 
 def arguments_of() -> argparse.Namespace:
@@ -50,7 +55,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="some cases, within 20 minutes on two cores")
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="also write machine and rows here")
-    parser.add_argument("--plot", type=Path, default=Path("peers.png"), help="default: %(default)s")
+    parser.add_argument("--plot", type=Path, help="default: peers.png in the cache")
     arguments = parser.parse_args()
     arguments.peers = [name for name in arguments.peers.split(",") if name and name != "none"]
     arguments.formats = arguments.formats.split(",")
@@ -65,6 +70,7 @@ def arguments_of() -> argparse.Namespace:
         }
     except ValueError as error:
         parser.error(str(error))
+    arguments.plot = arguments.plot or arguments.cache / "peers.png"
     arguments.repeats = arguments.repeats or (3 if arguments.quick else 5)
     arguments.tokens = arguments.tokens or (16 if arguments.quick else 32)
     return arguments
@@ -72,6 +78,7 @@ def arguments_of() -> argparse.Namespace:
 
 def main() -> None:
     arguments = arguments_of()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that contestants end with it
     start = time.monotonic()
     machine = describe_machine(arguments.threads)
     print(f"{machine['processor']}, {arguments.threads} threads; {machine['backend']}; random weights", flush=True)
@@ -88,7 +95,10 @@ def main() -> None:
     with Ceiling(_C.cpu_architectures()[0], arguments.threads) as limits, log_path.open("w") as log:
         machine["read_bytes_per_second"] = max(limits.read() for _ in range(5))
         print(HEADER, flush=True)
-        for model in arguments.models.split(","):
+        models = arguments.models.split(",")
+        parts = len(models) * len(arguments.formats)
+        shares = iter([(part + 1) / parts for part in range(parts)])
+        for model in models:
             name, folder = checkpoint(model, arguments.cache)
             vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
             for format in arguments.formats:
@@ -101,6 +111,7 @@ def main() -> None:
                     repeats=arguments.repeats,
                     tokens=arguments.tokens,
                     patience=0.5 if arguments.quick else 3.0,
+                    deadline=start + next(shares) * QUICK_SECONDS if arguments.quick else math.inf,
                     limits=limits,
                     log=log,
                     say=lambda text: print(text, flush=True),

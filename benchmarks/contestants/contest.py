@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from contestants import FERMI
-from contestants.case import Case, digest
+from contestants.case import Case
 from contestants.contestant import NotSupportedError
 from contestants.process import Process, settle
 from contestants.report import Row, line
+from contestants.turn import Turn, figure_of
 from fermi.bench.ceiling import Ceiling
 from fermi.bench.probe import Repetition, interleave
 
@@ -47,6 +49,7 @@ class Contest:
     repeats: int
     tokens: int
     patience: float
+    deadline: float
     limits: Ceiling
     log: IO[str]
     say: Callable[[str], None]
@@ -90,7 +93,8 @@ class Contest:
                 if process is not None:
                     opened.append((entrant, process))
             for case in cases:
-                self._time(case, opened)
+                if not self.late(case):
+                    self._time(case, opened)
         finally:
             for _, process in opened:
                 process.close()
@@ -115,9 +119,7 @@ class Contest:
         def measure(turn: Turn) -> Callable[[int], float]:
             return lambda repeat: turn.run(self.vocabulary, repeat)
 
-        results = interleave(
-            [measure(each) for each in turns], self.repeats, self.limits, lambda: settle(everyone), self.patience
-        )
+        results = self.interleave([measure(each) for each in turns], lambda: settle(everyone))
         figures = {}
         for turn, kept in zip(turns, results, strict=True):
             figure = figures[turn.label] = figure_of(kept)
@@ -129,7 +131,7 @@ class Contest:
 
     def fresh(self, entrants: Sequence[Entrant], cases: Sequence[Case]) -> None:
         """Load and memory: every repetition in a process that has not opened the model before."""
-        wanted = {case.kind: case for case in cases}
+        wanted = {case.kind: case for case in cases if not self.late(case)}
         if not wanted:
             return
         setting = {"threads": self.threads, "context": 512, "sequences": 1}
@@ -152,9 +154,7 @@ class Contest:
 
                 return run
 
-            results = interleave(
-                [measure(each) for each in present], self.repeats, self.limits, lambda: None, self.patience
-            )
+            results = self.interleave([measure(each) for each in present], lambda: None)
             figures = {entrant.label: figure_of(kept) for entrant, kept in zip(present, results, strict=True)}
             self.add_rows("load", "s", figures)
         if "memory" in wanted:
@@ -186,6 +186,17 @@ class Contest:
             return None
         return process
 
+    def late(self, case: Case) -> bool:
+        """Whether there is no time left for a case."""
+        if time.monotonic() > self.deadline:
+            self.miss(str(case), "everybody", "no time was left")
+            return True
+        return False
+
+    def interleave(self, turns: Sequence[Callable[[int], float]], settle: Callable[[], None]) -> list[list[Repetition]]:
+        """The kept repetitions of each turn."""
+        return interleave(turns, self.repeats, self.limits, settle, patience=self.patience, deadline=self.deadline)
+
     def add_rows(self, case: str, unit: str, figures: dict[str, Row]) -> None:
         """A row for each other one: fermi's own figure beside it."""
         own = figures.pop(FERMI, None)
@@ -208,45 +219,3 @@ class Contest:
             }
             self.rows.append(row)
             self.say(line(row))
-
-
-@dataclass
-class Turn:
-    """One contestant's part in one case: its prompts, and what it drew."""
-
-    label: str
-    process: Process
-    case: Case
-    tokens: int
-    note: str = ""
-    drawn: dict[int, list[list[int]]] = field(default_factory=dict)
-
-    def warm_up(self, vocabulary: int) -> None:
-        """Does it once, untimed."""
-        self.note = self.process.call("warm_up", prompts=self.case.prompts(vocabulary, -1), tokens=self.tokens)
-
-    def run(self, vocabulary: int, repeat: int) -> float:
-        """Tokens per second."""
-        prompts = self.case.prompts(vocabulary, repeat)
-        if self.tokens:
-            answer = self.process.call("decode", prompts=prompts, tokens=self.tokens)
-        else:
-            answer = self.process.call("prefill", prompt=prompts[0])
-        self.drawn[repeat] = answer["token_ids"]
-        return float(answer["tokens"] / answer["seconds"])
-
-    def digest(self) -> str:
-        """A hash of the tokens; decoding draws the same ones in every repetition."""
-        if self.tokens:
-            return digest(self.drawn[0])
-        return digest([ids for repeat in sorted(self.drawn) for ids in self.drawn[repeat]])
-
-
-def figure_of(kept: Sequence[Repetition]) -> Row:
-    """The median of the repetitions that count, and what the machine was like."""
-    return {
-        "value": statistics.median(each.value for each in kept),
-        "kept": len(kept),
-        "undisturbed": all(each.undisturbed for each in kept),
-        "read": statistics.median(each.read for each in kept),
-    }

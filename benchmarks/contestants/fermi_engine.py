@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +30,14 @@ def version() -> str:
 def prepare(checkpoint: Path, variant: str) -> Path:
     if variant == "bf16":
         return checkpoint
-    try:
-        quantization = importlib.import_module("fermi.quantization")
-    except ImportError as error:
-        raise NotSupportedError(f"this fermi does not quantize ({error})") from error
-    return made_once(
-        checkpoint.parent / f"fermi-{variant}",
-        lambda folder: quantization.quantize(checkpoint, folder, format=variant),
-    )
+
+    def quantize(folder: Path) -> None:
+        command = [sys.executable, "-m", "fermi", "quantize", str(checkpoint), "--format", variant]
+        done = subprocess.run([*command, "-o", str(folder / "model")], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise NotSupportedError(f"fermi quantize: {(done.stderr.strip().splitlines() or [''])[-1]}")
+
+    return made_once(checkpoint.parent / f"fermi-{variant}", quantize) / "model"
 
 
 def open(path: Path, variant: str, setting: Setting) -> Contestant:

@@ -13,12 +13,12 @@ from checkpoints import made_once
 
 from contestants import FERMI
 from contestants.case import Case
-from contestants.contest import Contest, Entrant, figure_of
+from contestants.contest import Contest, Entrant
 from contestants.contestant import NotSupportedError
 from contestants.made_up_tokenizer import with_tokenizer
 from contestants.process import settle
 from contestants.server import Answers, Server, llama_server
-from fermi.bench.probe import interleave
+from contestants.turn import figure_of
 
 __all__ = ["PROMPT", "REPLY", "serve"]
 
@@ -42,6 +42,8 @@ def serve(contest: Contest, entrants: Sequence[Entrant], cases: Sequence[Case], 
             except NotSupportedError as error:
                 contest.miss("served", entrant.label, str(error))
         for case in cases:
+            if contest.late(case):
+                continue
             ask(contest, case, servers)
 
 
@@ -49,8 +51,9 @@ def command_of(entrant: Entrant, threads: int, clients: int, cache: Path) -> lis
     """Starts the server of an entrant at port PORT."""
     if entrant.name == FERMI:
         path = Path(entrant.path)
-        folder = made_once(path.parent / f"{path.name}-served", lambda part: with_tokenizer(path, part))
+        folder = made_once(path.parent / f"{entrant.variant}-served", lambda part: with_tokenizer(path, part))
         options = ["--model", str(folder), "--threads", str(threads), "--max-model-len", str(CONTEXT), "--offline"]
+        options += ["--timeout-ms", str(10**6)]
         return [sys.executable, "-m", "fermi", "serve", *options, "--host", "127.0.0.1", "--port", "PORT"]
     if entrant.name == "llama.cpp":
         slots = ["-np", str(clients), "-c", str(CONTEXT * clients), "-t", str(threads), "-tb", str(threads)]
@@ -83,7 +86,7 @@ def ask(contest: Contest, case: Case, servers: Sequence[tuple[str, Server]]) -> 
         return
     everyone = [server for _, server in servers]
     turns = [measure(*each) for each in ready]
-    results = interleave(turns, contest.repeats, contest.limits, lambda: settle(everyone), contest.patience)
+    results = contest.interleave(turns, lambda: settle(everyone))
     rates = {label: figure_of(kept) for (label, _), kept in zip(ready, results, strict=True)}
     firsts = {}
     for (label, _), kept in zip(ready, results, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -118,16 +119,19 @@ def interleave(
     repeats: int,
     limits: Limits,
     settle: Callable[[], None],
-    patience: float,
+    patience: float = 0.0,
+    deadline: float = math.inf,
 ) -> list[list[Repetition]]:
     """Times the contestants in turns, A B A B, with a probe before and after each.
 
     Each is called with the number of the repetition and returns its value; ``settle``, called before each probe, waits
     until no contestant is busy any more. Before a repetition the machine is given ``patience`` seconds to be all
-    there. Returns the kept repetitions of each.
+    there. Past ``deadline``, of the monotonic clock, no further round begins. Returns the kept repetitions of each.
     """
     repetitions: list[list[Repetition]] = [[] for _ in contestants]
     for repeat in range(repeats):
+        if repeat and time.monotonic() > deadline:
+            break
         for index, measure in enumerate(contestants):
             settle()
             before = probe_when_there(limits, patience)
