@@ -122,6 +122,9 @@ class Contest:
         results = self.interleave([measure(each) for each in turns], lambda: settle(everyone))
         figures = {}
         for turn, kept in zip(turns, results, strict=True):
+            if turn.failure:
+                self.miss(str(case), turn.label, turn.failure)
+                continue
             figure = figures[turn.label] = figure_of(kept)
             figure |= {"note": turn.note, "tokens": turn.digest()}
             if case.kind == "decode" and turn.label == FERMI:

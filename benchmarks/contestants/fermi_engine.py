@@ -33,7 +33,9 @@ def prepare(checkpoint: Path, variant: str) -> Path:
 
     def quantize(folder: Path) -> None:
         command = [sys.executable, "-m", "fermi", "quantize", str(checkpoint), "--format", variant]
-        done = subprocess.run([*command, "-o", str(folder / "model")], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "--calibrate", "none", "-o", str(folder / "model")], capture_output=True, text=True
+        )
         if done.returncode != 0:
             raise NotSupportedError(f"fermi quantize: {(done.stderr.strip().splitlines() or [''])[-1]}")
 

@@ -73,7 +73,8 @@ class OnnxRuntime(Contestant):
         return Run(time.perf_counter() - start, len(prompt), [token_ids])
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-        if [list(prompt) for prompt in prompts] != self._prompts or self._generator is None:
+        same = [list(prompt) for prompt in prompts] == self._prompts
+        if not same or self._generator is None or len(prompts) > 1:  # a batch cannot be rewound
             self._prompts = [list(prompt) for prompt in prompts]
             self._generator = None
             self._generator = self._start(self._prompts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from contestants.case import Case, digest
+from contestants.contestant import NotSupportedError
 from contestants.process import Process
 from contestants.report import Row
 from fermi.bench.probe import Repetition
@@ -23,6 +25,7 @@ class Turn:
     case: Case
     tokens: int
     note: str = ""
+    failure: str = ""
     drawn: dict[int, list[list[int]]] = field(default_factory=dict)
 
     def warm_up(self, vocabulary: int) -> None:
@@ -30,7 +33,16 @@ class Turn:
         self.note = self.process.call("warm_up", prompts=self.case.prompts(vocabulary, -1), tokens=self.tokens)
 
     def run(self, vocabulary: int, repeat: int) -> float:
-        """Tokens per second."""
+        """Tokens per second; not a number from where it failed on."""
+        if self.failure:
+            return math.nan
+        try:
+            return self._rate(vocabulary, repeat)
+        except NotSupportedError as error:
+            self.failure = str(error)
+            return math.nan
+
+    def _rate(self, vocabulary: int, repeat: int) -> float:
         prompts = self.case.prompts(vocabulary, repeat)
         if self.tokens:
             answer = self.process.call("decode", prompts=prompts, tokens=self.tokens)
