@@ -22,9 +22,9 @@ constexpr std::int64_t exact_tokens = 4;
 /// second-level cache.
 constexpr std::int64_t panel_block_tokens = 128;
 constexpr std::int64_t byte_block_bytes = 384 << 10;
-/// Up to this many tokens, memory is the limit.
-constexpr int few_tokens = 2;
-/// Bytes of weights that an item streams then: long enough for memory to foresee, short enough to share out.
+/// Up to this many tokens, memory is the limit: items are long, since a lane foresees and fetches within its item only.
+constexpr std::int64_t stream_tokens = 32;
+/// Bytes of weights that an item then has at most, so that lanes end together.
 constexpr std::int64_t stream_bytes = 1 << 20;
 
 /// Whether products are of bf16 pairs.
@@ -45,7 +45,7 @@ bool gated(const Linear& op) {
 
 std::int64_t tokens_per_item(const Linear& op, InputKind kind) {
     const std::int64_t tokens = op.x.size(0);
-    if (tokens <= few_tokens) return std::max<std::int64_t>(1, tokens);
+    if (tokens <= 2) return std::max<std::int64_t>(1, tokens);
     std::int64_t fitting = panel_block_tokens;
     if (kind == InputKind::bytes) {
         fitting = std::clamp<std::int64_t>(byte_block_bytes / std::max<std::int64_t>(1, op.x.size(1)), 1, 256);
@@ -59,7 +59,7 @@ std::int64_t tokens_per_item(const Linear& op, InputKind kind) {
 std::int64_t outputs_per_item(const Linear& op, InputKind kind, int lanes) {
     const std::int64_t tile = kind == InputKind::bytes ? byte_tile_strips * strip_rows : 2 * tile_columns;
     const std::int64_t rows = op.out.size(1);
-    if (op.x.size(0) <= few_tokens) {
+    if (op.x.size(0) <= stream_tokens) {
         const auto row_bytes = static_cast<std::int64_t>(op.weights[0].bytes()) / std::max<std::int64_t>(1, rows);
         const std::int64_t most = round_up(stream_bytes / std::max<std::int64_t>(1, row_bytes), tile);
         return std::clamp(round_up(rows / (4 * lanes), tile), tile, most);

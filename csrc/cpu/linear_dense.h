@@ -62,18 +62,14 @@ class DenseProduct {
   private:
     using Sums = Vec*;
 
-    /// How far ahead of a row's products its memory is asked for.
-    static constexpr std::int64_t stream_elements = 4096 / static_cast<std::int64_t>(sizeof(W));
-
-    /// The outputs from `row` on, N at a time, in one pass over the columns.
+    /// The outputs from `row` on, N at a time, in one pass over the columns. The rows that come are asked for.
     template <int M, int N>
     void outputs(std::int64_t row) const {
-        const std::int64_t ahead = N == stream_rows ? stream_elements : N * stride_;
         for (; row + N <= item_.outputs.end; row += N) {
             const W* w[N];
             for (int n = 0; n < N; ++n) w[n] = w_ + (row + n) * stride_;
             const auto fetch = [&](std::int64_t k) {
-                for (int n = 0; n < N; ++n) prefetch_far(w[n] + k + ahead);
+                for (int n = 0; n < N; ++n) prefetch_far(w[n] + k + N * stride_);
             };
             tokens<M, N, Dot, 1>(item_.tokens, row, {0, columns_}, w, saved_, fetch);
         }
