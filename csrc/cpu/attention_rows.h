@@ -15,6 +15,9 @@
 
 namespace fermi::cpu::FERMI_ISA {
 
+/// Rows that are computed together: no more than sum_scores takes.
+inline constexpr int group_rows = tile_rows < 4 ? tile_rows : 4;
+
 /// Positions [first, last) of a span, relative to its start, that lie in one block; `row`: of the first, in head 0.
 struct Run {
     int first;
@@ -201,7 +204,7 @@ void attend_by_rows(const RowTile& tile, const Plan& plan, const Cache<T>& cache
         const std::int64_t row = row_of(piece), r0 = piece % heads * rows;
         const int count = run.last - run.first;
         float* scores = work.scores + r0 * row_span + run.first;
-        in_groups<tile_rows>(rows, [&](auto m, int r) {
+        in_groups<group_rows>(rows, [&](auto m, int r) {
             score_run<m()>(scores + r * row_span, work.queries + (r0 + r) * plan.dim, plan, cache.key(row), count);
         });
         if constexpr (std::is_integral_v<T>) {
@@ -222,7 +225,7 @@ void attend_by_rows(const RowTile& tile, const Plan& plan, const Cache<T>& cache
         if constexpr (std::is_integral_v<T>) {
             for (int r = 0; r < rows; ++r) multiply(weights + r * row_span, cache.value_scales + row, count);
         }
-        in_groups<tile_rows>(rows, [&](auto m, int r) {
+        in_groups<group_rows>(rows, [&](auto m, int r) {
             weigh_run<m()>(work.span.values + (r0 + r) * plan.dim, weights + r * row_span, plan, cache.value(row),
                            count);
         });
