@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,6 +115,8 @@ def quantize(
         calibration = AUTO
     ready = None
     if calibration is not None and calibration != NONE:
+        if recipe.symmetric is None:
+            recipe = replace(recipe, symmetric=recipe.format == "int8")
         ready = pack_calibrated(folder, _calibration_ids(source, settings, calibration), recipe, backend=backend)
     try:
         return quantize_folder(folder, destination, recipe, backend=backend, ready=ready)

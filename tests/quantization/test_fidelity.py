@@ -19,7 +19,7 @@ from fermi.sampled_text import sampled_text
 BOUNDS = [
     (Recipe(format="int8"), 0.005),
     (Recipe(format="int4", group=32), 0.04),
-    (Recipe(format="int4", group=32, symmetric=False), 0.04),
+    (Recipe(format="int4", group=32, symmetric=True), 0.05),
 ]
 
 

@@ -23,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMNS",
         help="Columns that share a scale: 32, 64, 128, or 0 for a whole row. Default: 64 for int4, 0 for int8.",
     )
-    parser.add_argument("--asymmetric", action="store_true", help="int4: a zero of its own for each group.")
+    parser.add_argument(
+        "--asymmetric",
+        action=argparse.BooleanOptionalAction,
+        help="int4: a zero of its own for each group. Default: where --calibrate has a text.",
+    )
     parser.add_argument("--head", choices=choices, default="int8", help="Of the output matrix. Default: int8.")
     parser.add_argument("--embeddings", choices=choices, help="Of the table of tokens. Default: as the head.")
     parser.add_argument(
@@ -58,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = Recipe(
         format=arguments.format,
         group=arguments.group,
-        symmetric=not arguments.asymmetric,
+        symmetric=None if arguments.asymmetric is None else not arguments.asymmetric,
         head=arguments.head,
         embeddings=arguments.embeddings,
         candidates=arguments.candidates,

@@ -20,7 +20,7 @@ Doubles = npt.NDArray[np.float64]
 DAMPING = 0.01
 
 #: How strongly `fit_to` holds on to the matrix that there is, likewise.
-CAUTION = 0.5
+CAUTION = 0.3
 
 #: Passes over levels and scales after the first.
 SWEEPS = 2
@@ -55,24 +55,23 @@ def pack_for(matrix: Doubles, hessian: Doubles, packing: Packing, *, candidates:
 def _round_in_order(
     matrix: Doubles, hessian: Doubles, packing: Packing, group: int, candidates: int, backend: _C.Backend
 ) -> Levels:
-    """GPTQ: each group gets its scales when its turn comes, from what the columns before have left of it."""
+    """GPTQ: columns with large inputs first, so that many are left to make good for them. Scales are found before."""
     rows, columns = matrix.shape
     found = Levels.empty(rows, columns, group)
-    factor = np.linalg.cholesky(np.linalg.inv(hessian)).T  # upper
-    weights = np.diag(hessian) / np.mean(np.diag(hessian))
-    rest = matrix.copy()
-    step = min(group, BLOCK)
-    for start in range(0, columns, step):
-        end = min(columns, start + step)
-        if start % group == 0:
-            span = slice(start, min(columns, start + group))
-            find_levels(found, rest[:, span], weights[span], start // group, packing, candidates, backend)
+    sizes = np.diag(hessian) / np.mean(np.diag(hessian))
+    for g in range(found.scales.shape[1]):
+        span = found.span(g)
+        find_levels(found, matrix[:, span], sizes[span], g, packing, candidates, backend)
+    order = np.argsort(-sizes, kind="stable")
+    factor = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)])).T  # upper
+    rest = matrix[:, order]
+    for start in range(0, columns, BLOCK):
+        end = min(columns, start + BLOCK)
         errors = np.empty((rows, end - start))
-        for c in range(start, end):
-            value = found.round(c, rest[:, c])
-            error = (rest[:, c] - value) / factor[c, c]
-            errors[:, c - start] = error
-            rest[:, c + 1 : end] -= np.outer(error, factor[c, c + 1 : end])
+        for i in range(start, end):
+            error = (rest[:, i] - found.round(order[i], rest[:, i])) / factor[i, i]
+            errors[:, i - start] = error
+            rest[:, i + 1 : end] -= np.outer(error, factor[i, i + 1 : end])
         rest[:, end:] -= errors @ factor[start:end, end:]
     return found
 

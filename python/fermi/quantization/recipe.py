@@ -44,7 +44,7 @@ class Recipe:
     Attributes:
         format: of the projections.
         group: columns that share a scale: 32, 64, 128, or 0 for all of a row; by default 64 for int4, 0 for int8.
-        symmetric: whether zero is the middle level; int8 always is.
+        symmetric: whether zero is the middle level; int8 always is. None: it is, unless a text chooses the levels.
         head: the output matrix, whose errors reach the logits as they are.
         embeddings: the table of the tokens; by default as the head, so that a table tied to the head stays one.
         candidates: scales tried for each row and group; 1 is round to nearest.
@@ -52,7 +52,7 @@ class Recipe:
 
     format: _C.PackedFormatName
     group: int | None = None
-    symmetric: bool = True
+    symmetric: bool | None = None
     head: Choice = "int8"
     embeddings: Choice | None = None
     candidates: int = 18
@@ -65,7 +65,7 @@ class Recipe:
                 raise ConfigError(f"{name}: {choice!r} is not one of int8, int4, keep")
         if self.group is not None and self.group not in GROUPS:
             raise ConfigError(f"group: {self.group} is not one of {', '.join(map(str, GROUPS))}")
-        if not self.symmetric and self.format == "int8":
+        if self.symmetric is False and self.format == "int8":
             raise ConfigError("asymmetric: int8 is always symmetric")
         if self.candidates < 1:
             raise ConfigError(f"candidates: must be at least 1, not {self.candidates}")
@@ -91,4 +91,4 @@ class Recipe:
 
     def _packing(self, chosen: _C.PackedFormatName) -> Packing:
         group = self.group if chosen == self.format and self.group is not None else DEFAULT_GROUPS[chosen]
-        return Packing(chosen, group, self.symmetric or chosen == "int8")
+        return Packing(chosen, group, self.symmetric is not False or chosen == "int8")
