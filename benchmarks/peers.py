@@ -10,6 +10,8 @@ spin and read memory; repetitions during which the machine was not all there are
 compared. A ratio above 1 means that fermi is ahead, whatever the unit. `pip install "fermi-infer[bench]"` installs the
 peers; one that is missing, or that cannot do a case, is named with the reason.
 
+--json writes the rows; beside them FILE.about.json describes the machine, the versions, and what was left out.
+
 The weights are random, so the text is noise; what is drawn greedily is hashed beside the speed (fermi's, then the
 peer's: near ties between random logits are broken differently by other roundings, so in bf16 they are often, and with
 other ways to quantize seldom the same).
@@ -88,8 +90,9 @@ def main() -> None:
 
     def write(versions: dict[str, str]) -> None:
         if arguments.json:
-            result = {"machine": machine | {"versions": versions}, "rows": rows, "absent": absent}
-            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+            arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+            about = {"machine": machine, "versions": versions, "absent": absent}
+            arguments.json.with_suffix(".about.json").write_text(json.dumps(about, indent=1) + "\n")
 
     versions = dict[str, str]()
     with Ceiling(_C.cpu_architectures()[0], arguments.threads) as limits, log_path.open("w") as log:
