@@ -32,8 +32,11 @@ Singles: TypeAlias = npt.NDArray[np.float32]
 
 BLOCK_SIZE = 16
 
-#: Tokens that the model sees together.
+#: Tokens of a sequence.
 WINDOW = 256
+
+#: Sequences that run together.
+TOGETHER = 8
 
 
 def pack_calibrated(
@@ -51,7 +54,8 @@ def pack_calibrated(
     tables = _tables_only(Packer(recipe, backend=backend))
     packed = load_model(folder, backend=backend, transform=tables, tap=taps[1])
     size = min(WINDOW, original.max_position_embeddings)
-    windows = [_Window(token_ids[start : start + size]) for start in range(0, len(token_ids), size)]
+    sequences = [token_ids[start : start + size] for start in range(0, len(token_ids), size)]
+    windows = [_Window(sequences[start : start + TOGETHER]) for start in range(0, len(sequences), TOGETHER)]
     elements = sum(matrix.elements for matrix in survey.matrices if matrix.role == "projection")
     with progress_bar(elements, progress) as bar:
         walk = _Walk({original: taps[0], packed: taps[1]}, windows, recipe, bar.update)
@@ -93,11 +97,11 @@ class _Sums:
 
 
 class _Window:
-    """A part of the text that runs on its own, and where the two streams stand in it."""
+    """A part of the text, some sequences, that runs on its own, and where the two streams stand in it."""
 
-    def __init__(self, token_ids: Sequence[int]) -> None:
-        self.blocks = -(-len(token_ids) // BLOCK_SIZE)
-        self.batch = _batch_of(token_ids)
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.blocks = sum(_blocks_of(sequence) for sequence in sequences)
+        self.batch = _batch_of(sequences)
         self.original: Singles = np.empty((0, 0), np.float32)  # [tokens, hidden]
         self.packed: Singles = np.empty((0, 0), np.float32)
 
@@ -198,20 +202,32 @@ def _think(model: Decoder[Any], layer: int, x: _C.Tensor, batch: Batch, cache: L
     block.mlp(x, block.mlp_norm)
 
 
-def _batch_of(token_ids: Sequence[int]) -> Batch:
-    """One sequence from its beginning."""
-    count = len(token_ids)
+def _blocks_of(sequence: Sequence[int]) -> int:
+    return -(-len(sequence) // BLOCK_SIZE)
+
+
+def _batch_of(sequences: Sequence[Sequence[int]]) -> Batch:
+    """Sequences from their beginnings, each with blocks of its own."""
+    lengths = [len(sequence) for sequence in sequences]
+    block_tables = np.zeros((len(sequences), max(map(_blocks_of, sequences))), np.int32)
+    slots = []
+    first = 0
+    for row, sequence in enumerate(sequences):
+        count = _blocks_of(sequence)
+        block_tables[row, :count] = np.arange(first, first + count)
+        slots.append(first * BLOCK_SIZE + np.arange(len(sequence)))
+        first += count
 
     def int32(values: npt.ArrayLike) -> _C.Tensor:
         return _C.Tensor.from_numpy(np.ascontiguousarray(values, np.int32))
 
     return Batch(
-        token_ids=int32(token_ids),
-        positions=int32(np.arange(count)),
-        rope_lengths=int32(np.full(count, count)),
-        slots=int32(np.arange(count)),
-        query_starts=int32([0, count]),
-        context_lengths=int32([count]),
-        block_tables=int32(np.arange(-(-count // BLOCK_SIZE))[None]),
-        logit_rows=int32([count - 1]),
+        token_ids=int32(np.concatenate([np.asarray(sequence) for sequence in sequences])),
+        positions=int32(np.concatenate([np.arange(length) for length in lengths])),
+        rope_lengths=int32(np.repeat(lengths, lengths)),
+        slots=int32(np.concatenate(slots)),
+        query_starts=int32(np.cumsum([0, *lengths])),
+        context_lengths=int32(lengths),
+        block_tables=int32(block_tables),
+        logit_rows=int32([0]),
     )
