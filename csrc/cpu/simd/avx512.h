@@ -174,6 +174,7 @@ constexpr int score_columns(int rows) {
 /// out[m · stride + n] = sum(sums[m][n])
 template <int M, int N>
 FERMI_INLINE void sum_scores(const Vec (&sums)[M][N], float* out, std::int64_t stride) {
+    static_assert(M <= 4, "a row takes a quarter of a vector");
     if constexpr (N == score_columns(M)) {
         Vec v[16];  // quarter L of the result: columns 4 (L / M) … of row L % M
 #pragma GCC unroll 4
