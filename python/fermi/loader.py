@@ -34,7 +34,17 @@ from fermi.quantization import (
 from fermi.sampled_text import sampled_text
 from fermi.text.tokenizer import Tokenizer
 
-__all__ = ["AUTO", "NONE", "LoadedModel", "is_quantized", "load", "quantize", "read_settings", "reference_settings"]
+__all__ = [
+    "AUTO",
+    "NONE",
+    "LoadedModel",
+    "engine_config",
+    "is_quantized",
+    "load",
+    "quantize",
+    "read_settings",
+    "reference_settings",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -82,21 +92,23 @@ def load(source: str, settings: Settings) -> LoadedModel:
     folder = _resolve(source, settings)
     tokenizer = Tokenizer.from_folder(folder)
     model = _load_model(folder, settings)
-    engine = Engine(
-        model,
-        EngineConfig(
-            max_num_seqs=settings.engine.max_num_seqs,
-            max_num_batched_tokens=settings.engine.max_num_batched_tokens,
-            max_model_len=settings.engine.max_model_len,
-            block_size=settings.engine.block_size,
-            prefix_cache=settings.engine.prefix_cache,
-            eviction=settings.engine.eviction,
-            kv_cache_memory=settings.cache.kv_cache_memory,
-            kv_cache_dtype=_CACHE_DTYPES[settings.cache.kv_cache_dtype],
-            batch_invariant=settings.engine.batch_invariant,
-        ),
-    )
+    engine = Engine(model, engine_config(settings))
     return LoadedModel(source, folder, tokenizer, model, engine, _generation_config(folder))
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """What the settings say of the engine."""
+    return EngineConfig(
+        max_num_seqs=settings.engine.max_num_seqs,
+        max_num_batched_tokens=settings.engine.max_num_batched_tokens,
+        max_model_len=settings.engine.max_model_len,
+        block_size=settings.engine.block_size,
+        prefix_cache=settings.engine.prefix_cache,
+        eviction=settings.engine.eviction,
+        kv_cache_memory=settings.cache.kv_cache_memory,
+        kv_cache_dtype=_CACHE_DTYPES[settings.cache.kv_cache_dtype],
+        batch_invariant=settings.engine.batch_invariant,
+    )
 
 
 def quantize(

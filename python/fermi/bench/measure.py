@@ -8,7 +8,7 @@ import statistics
 import time
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +28,6 @@ HASHED = 16
 """Tokens of the first sequence that a digest is made of."""
 STEPS = 8
 """Of a repetition of decoding, at least."""
-BLOCK_SIZE = 16
 PATIENCE = 1.0
 """Seconds to wait for the machine to be all there, before a repetition."""
 LONG_ENOUGH = 0.05
@@ -114,24 +113,32 @@ class Bench:
         cases: Iterable[Case],
         *,
         kv_cache_memory: int,
-        max_num_batched_tokens: int = 512,
+        config: EngineConfig | None = None,
         repeats: int = 5,
     ) -> None:
-        """``cases`` that will be run: the KV cache is as large as they need, ``kv_cache_memory`` bytes at most."""
+        """``cases`` that will be run: the KV cache is as large as they need, ``kv_cache_memory`` bytes at most.
+
+        ``config``: the engine's other settings; sequences, their length and their sharing are the cases' own.
+        """
         self.model = model
         self.weights = format_of(model)
         self.peaks = Peaks.measure(ceiling)
         self._ceiling = ceiling
         self._repeats = repeats
         self._numbers = itertools.count()
-        per_block = BLOCK_SIZE * model.kv_spec.bytes_per_token
+        config = config or EngineConfig()
+        self._block_size = config.block_size
+        per_block = config.block_size * config.kv_spec(model.kv_spec).bytes_per_token
         reachable = [case for case in cases if self._length(case) <= model.max_position_embeddings]
         blocks = [self._blocks(case) for case in reachable if self._blocks(case) * per_block <= kv_cache_memory]
-        config = EngineConfig(
+        sequences = max([1, *(case.batch for case in reachable)])
+        config = replace(
+            config,
             kv_cache_memory=max(blocks, default=1) * per_block,
-            block_size=BLOCK_SIZE,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max([1, *(case.batch for case in reachable)]),
+            max_model_len=None,
+            max_num_seqs=sequences,
+            max_num_batched_tokens=max(sequences, config.max_num_batched_tokens),
+            prefix_cache=True,
         )
         self.engine = Engine(model, config, scheduler=OwnBlocks)
 
@@ -141,7 +148,7 @@ class Bench:
             return f"the model's context is {self.model.max_position_embeddings} tokens"
         needed = self._blocks(case)
         if needed > self.engine.stats().blocks.total:
-            gigabytes = needed * BLOCK_SIZE * self.model.kv_spec.bytes_per_token / 1e9
+            gigabytes = needed * self._block_size * self.engine.kv_spec.bytes_per_token / 1e9
             return f"needs a KV cache of {gigabytes:.1f} GB: see --kv-cache-memory"
         return None
 
@@ -216,7 +223,7 @@ class Bench:
 
     def _blocks(self, case: Case) -> int:
         """Blocks that the sequences take, the prompt that they copy, and those of the last while it is admitted."""
-        return -(-self._length(case) // BLOCK_SIZE) * (case.batch + 3) + case.batch
+        return -(-self._length(case) // self._block_size) * (case.batch + 3) + case.batch
 
     def _add(self, prompt: int, *, max_tokens: int, salt: int = 0) -> str:
         token_ids = array("i", np.random.default_rng(0).integers(0, self.model.vocab_size, prompt, np.int32).tobytes())

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             sys.stdout.flush()
         blocks = bench.engine.stats().blocks.total
     taken = memory()
-    cache = blocks * settings.engine.block_size * model.kv_spec.bytes_per_token
+    cache = blocks * settings.engine.block_size * bench.engine.kv_spec.bytes_per_token
     files = "" if taken.files is None else f"{taken.files / 1e6:.0f} MB of mapped files (shared), "
     print(f"memory: {files}{taken.private / 1e6:.0f} MB private, of which a KV cache of up to {cache / 1e6:.0f} MB")
     if arguments.json is not None:
@@ -115,6 +115,7 @@ def _load(settings: Settings) -> tuple[LoadedModel, float, float]:
 def _bench(loaded: LoadedModel, settings: Settings, ceiling: Any, chosen: list[Any], repeats: int) -> Bench:
     """The model in an engine with as much KV cache as the cases want and the settings allow."""
     from fermi.bench.measure import Bench
+    from fermi.loader import engine_config
 
     memory = settings.cache.kv_cache_memory
     free = loaded.model.backend.memory()[0]
@@ -124,7 +125,7 @@ def _bench(loaded: LoadedModel, settings: Settings, ceiling: Any, chosen: list[A
         ceiling,
         chosen,
         kv_cache_memory=allowed,
-        max_num_batched_tokens=settings.engine.max_num_batched_tokens,
+        config=engine_config(settings),
         repeats=repeats,
     )
 

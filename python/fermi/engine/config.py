@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fermi.errors import ConfigError
@@ -40,6 +40,10 @@ class EngineConfig:
     kv_cache_memory: int | float | None = None
     kv_cache_dtype: Literal["auto", "f32", "f16", "bf16", "i8"] = "auto"
     batch_invariant: bool = False
+
+    def kv_spec(self, spec: KVSpec) -> KVSpec:
+        """What is cached for each token, where a model's own is ``spec``."""
+        return spec if self.kv_cache_dtype == "auto" else replace(spec, dtype=self.kv_cache_dtype)
 
     def __post_init__(self) -> None:
         """Raises ConfigError naming the first setting that is out of range."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -56,9 +55,7 @@ class Engine:
 
     def __init__(self, model: Model, config: EngineConfig, *, scheduler: type[Scheduler] = Scheduler) -> None:
         """Allocates the KV cache. ConfigError when it would not hold one sequence of ``max_model_len`` tokens."""
-        spec = model.kv_spec
-        if config.kv_cache_dtype != "auto":
-            spec = replace(spec, dtype=config.kv_cache_dtype)
+        spec = config.kv_spec(model.kv_spec)
         size = cache_size(config, spec, model.max_position_embeddings, model.backend.memory()[0])
         pool = BlockPool(
             size.blocks, config.block_size, eviction_policy(config.eviction) if config.prefix_cache else None
