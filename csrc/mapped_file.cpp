@@ -45,6 +45,11 @@ std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path) 
     if (bytes > 0) {
         address = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor.get(), 0);
         if (address == MAP_FAILED) fail(path, errno);
+#if defined(__linux__)
+        // A hint: what is not in the page cache yet is read in huge pages and mapped as such, where the file system can
+        // (ext4 and XFS in recent kernels). Weights are then read as fast as memory of our own, not a fifth slower.
+        madvise(address, bytes, MADV_HUGEPAGE);
+#endif
     }
     try {
         return std::shared_ptr<MappedFile>(new MappedFile(static_cast<std::byte*>(address), bytes, Device{}));

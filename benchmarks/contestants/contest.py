@@ -12,6 +12,7 @@ from typing import IO, NamedTuple
 from contestants import FERMI
 from contestants.case import Case
 from contestants.contestant import NotSupportedError
+from contestants.page_cache import read_again
 from contestants.process import Process, settle
 from contestants.report import Row, line
 from contestants.turn import Turn, figure_of
@@ -70,6 +71,7 @@ class Contest:
                     for variant in variants:
                         try:
                             path = process.call("prepare", checkpoint=str(self.checkpoint), variant=variant)
+                            read_again(Path(path))
                             entrants.append(Entrant(name, variant, path))
                         except NotSupportedError as error:
                             self.miss("all", f"{name} {variant}", str(error))
