@@ -11,6 +11,7 @@
 #include "cpu/linear_dense.h"
 #include "cpu/linear_inputs.h"
 #include "cpu/linear_packed.h"
+#include "cpu/linear_product.h"
 
 namespace fermi::cpu::FERMI_ISA {
 
@@ -33,6 +34,12 @@ bool rounds_x(const Linear& op) {
     return usable && op.numerics == Numerics::fast && op.x.size(0) > exact_tokens &&
            std::all_of(op.weights.begin(), op.weights.end(),
                        [](const Weight& weight) { return weight.data.dtype() == DType::bf16; });
+}
+
+InputKind input_kind(const Linear& op) {
+    if (op.weights[0].format != WeightFormat::dense) return InputKind::bytes;
+    if (rounds_x(op)) return InputKind::bf16;
+    return op.norm.defined() ? InputKind::f32 : InputKind::as_it_is;
 }
 
 /// Whether results wait in a buffer for an activation.
@@ -76,7 +83,8 @@ struct Work {
 
     Work(const Linear& linear, int lanes)
         : op(linear),
-          inputs(linear, rounds_x(linear)),
+          inputs(linear.x, {input_kind(linear), linear.x.size(1), linear.weights[0].group()},
+                 linear.norm.defined() ? &linear : nullptr),
           tokens(tokens_per_item(linear, inputs.kind())),
           outputs(outputs_per_item(linear, inputs.kind(), lanes)) {}
 
@@ -95,46 +103,12 @@ struct Space {
         : saved(reinterpret_cast<Vec*>(own)), buffer(reinterpret_cast<float*>(own + work.saved_bytes())) {}
 };
 
-/// Calls visitor(Dot{}, FormatTag{}, Scale{}) for a packed weight.
-template <class Visitor>
-void with_packed(const Weight& weight, Visitor&& visitor) {
-    const auto with_scale = [&](auto dot, auto format) {
-        weight.scales.dtype() == DType::f16 ? visitor(dot, format, f16{}) : visitor(dot, format, float{});
-    };
-    const auto with_format = [&](auto dot) {
-        weight.format == WeightFormat::int8 ? with_scale(dot, FormatTag<WeightFormat::int8>{})
-                                            : with_scale(dot, FormatTag<WeightFormat::int4>{});
-    };
-    static const bool fast = fast_byte_dot_usable();
-    fast ? with_format(FastByteDot{}) : with_format(PlainByteDot{});
-}
-
 void multiply(const Work& work, const std::byte* rows, std::size_t index, const Item& item, const Results& results,
               Vec* saved) {
     const Linear& op = work.op;
-    const Weight& weight = op.weights[index];
     const Tensor* bias = !op.biases.empty() && op.biases[index].defined() ? &op.biases[index] : nullptr;
-    switch (work.inputs.kind()) {
-        case InputKind::bytes:
-            return with_packed(weight, [&]<class Dot, class Format, class Scale>(Dot, Format, Scale) {
-                const ByteRows x(rows, op.x.size(1), weight.group());
-                PackedProduct<Dot, Format::value, Scale>(x, weight, bias, item, results).run();
-            });
-        case InputKind::bf16:
-            if constexpr (has_bf16_dot) {
-                const DenseRows<bf16> x{reinterpret_cast<const bf16*>(rows), work.inputs.row_bytes() / 2};
-                DenseProduct<BFloat16Dot, bf16>(x, weight, bias, item, results, saved).run();
-            }
-            return;
-        case InputKind::f32:
-        case InputKind::as_it_is: {
-            DenseRows<float> x{op.x.data<float>(), op.x.stride(0)};
-            if (rows != nullptr) x = {reinterpret_cast<const float*>(rows), work.inputs.row_bytes() / 4};
-            return with_float(weight.data.dtype(), [&]<class W>(W) {
-                DenseProduct<FloatDot<W>, W>(x, weight, bias, item, results, saved).run();
-            });
-        }
-    }
+    multiply(ProductRows{work.inputs.kind(), rows, work.inputs.row_bytes()}, op.weights[index], bias, item, results,
+             saved);
 }
 
 /// to = f(y), or f(y) · other; added to what is there, or in its place.

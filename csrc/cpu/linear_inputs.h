@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/bytes.h"
 #include "cpu/lane.h"
@@ -78,24 +79,70 @@ struct ByteRows {
 
 enum class InputKind : std::uint8_t { as_it_is, f32, bf16, bytes };
 
+/// Rows of one kind, made one by one.
+struct InputRows {
+    InputKind kind;
+    std::int64_t columns;
+    std::int64_t group;  // of the weight
+
+    /// Bytes from row to row.
+    std::int64_t row_bytes() const {
+        switch (kind) {
+            // An odd number of cache lines, so that the rows of a tile do not drive each other out.
+            case InputKind::as_it_is:
+            case InputKind::f32:
+                return round_up(columns * 4, 128) + 64;
+            case InputKind::bf16:
+                return round_up(columns * 2, 128) + 64;
+            case InputKind::bytes:
+                return ByteRows(nullptr, columns, group).row_bytes();
+        }
+        return 0;
+    }
+
+    /// Row `row` of the memory at `rows` from x, [columns], which may be that row where it stays f32.
+    void fill(std::byte* rows, std::int64_t row, const float* x) const {
+        std::byte* to = rows + row * row_bytes();
+        switch (kind) {
+            case InputKind::as_it_is:
+            case InputKind::f32:
+                std::memmove(to, x, static_cast<std::size_t>(columns) * sizeof(float));
+                return;
+            case InputKind::bf16:
+                return round_to_bf16(reinterpret_cast<bf16*>(to), x);
+            case InputKind::bytes:
+                return ByteRows(rows, columns, group).fill(row, x);
+        }
+    }
+
+  private:
+    void round_to_bf16(bf16* to, const float* x) const {
+        std::int64_t i = 0;
+        for (; i + Vec::width <= columns; i += Vec::width) store(to + i, load(x + i));
+        const int rest = static_cast<int>(columns - i);
+        if (rest > 0) store_partial(to + i, load_partial(x + i, rest), rest);
+    }
+};
+
 /// How a linear op's input is made, and where it lies.
 class LinearInputs {
   public:
-    /// `rounds`: products are of bf16 pairs.
-    LinearInputs(const Linear& op, bool rounds)
-        : op_(op), kind_(kind_of(op, rounds)), tokens_(op.x.size(0)), columns_(op.x.size(1)) {}
+    /// `norm`: the op whose norm x passes first, or null.
+    LinearInputs(const Tensor& x, const InputRows& rows, const Linear* norm)
+        : x_(x), rows_(rows), norm_(norm), tokens_(x.size(0)) {}
 
-    InputKind kind() const { return kind_; }
+    InputKind kind() const { return rows_.kind; }
 
     /// Bytes of all rows; those in each lane's own memory, whether there or not, come first.
     Scratch scratch() const {
+        if (kind() == InputKind::as_it_is) return {};
         const auto rows = static_cast<std::size_t>(tokens_ * row_bytes());
         return {.shared = apart() ? 0 : rows, .own = (apart() ? rows : 0) + normalized_bytes()};
     }
 
     /// Makes the rows, this lane's share or all of them, and returns where they are. All lanes call it.
     const std::byte* make(const Lane& lane) const {
-        if (kind_ == InputKind::as_it_is) return nullptr;
+        if (kind() == InputKind::as_it_is) return reinterpret_cast<const std::byte*>(x_.data<float>());
         auto* normalized = reinterpret_cast<float*>(lane.own);
         std::byte* rows = apart() ? lane.own + normalized_bytes() : lane.shared;
         const Range tokens = apart() ? Range{0, tokens_} : lane.share(tokens_);
@@ -106,61 +153,37 @@ class LinearInputs {
 
     /// Bytes from row to row of what `make` returns.
     std::int64_t row_bytes() const {
-        switch (kind_) {
-            case InputKind::as_it_is:
-                return 0;
-            // An odd number of cache lines, so that the rows of a tile do not drive each other out.
-            case InputKind::f32:
-                return round_up(columns_ * 4, 128) + 64;
-            case InputKind::bf16:
-                return round_up(columns_ * 2, 128) + 64;
-            case InputKind::bytes:
-                return ByteRows(nullptr, columns_, op_.weights[0].group()).row_bytes();
-        }
-        return 0;
+        return kind() == InputKind::as_it_is ? x_.stride(0) * static_cast<std::int64_t>(sizeof(float))
+                                             : rows_.row_bytes();
     }
 
   private:
     static constexpr std::int64_t elements_apart = 32768;
 
-    static InputKind kind_of(const Linear& op, bool rounds) {
-        if (op.weights[0].format != WeightFormat::dense) return InputKind::bytes;
-        if (rounds) return InputKind::bf16;
-        return op.norm.defined() ? InputKind::f32 : InputKind::as_it_is;
-    }
-
-    bool apart() const { return tokens_ * columns_ <= elements_apart; }
+    bool apart() const { return tokens_ * rows_.columns <= elements_apart; }
 
     /// A row between its norm and its rounding.
     std::size_t normalized_bytes() const {
-        const bool between = op_.norm.defined() && kind_ != InputKind::f32;
-        return between ? float_bytes(columns_) : 0;
+        const bool between = norm_ != nullptr && kind() != InputKind::f32;
+        return between ? float_bytes(rows_.columns) : 0;
     }
 
     void fill(std::byte* rows, std::int64_t token, float* normalized) const {
-        const float* x = op_.x.data<float>() + token * op_.x.stride(0);
-        std::byte* row = rows + token * row_bytes();
-        if (op_.norm.defined()) {
-            float* to = kind_ == InputKind::f32 ? reinterpret_cast<float*>(row) : normalized;
-            with_float(op_.norm.dtype(),
-                       [&]<class T>(T) { normalize(to, x, op_.norm.template data<T>(), columns_, op_.epsilon); });
-            x = to;
+        const float* x = x_.data<float>() + token * x_.stride(0);
+        if (norm_ != nullptr) {
+            if (kind() == InputKind::f32) normalized = reinterpret_cast<float*>(rows + token * row_bytes());
+            with_float(norm_->norm.dtype(), [&]<class T>(T) {
+                normalize(normalized, x, norm_->norm.template data<T>(), rows_.columns, norm_->epsilon);
+            });
+            x = normalized;
         }
-        if (kind_ == InputKind::bf16) round_to_bf16(reinterpret_cast<bf16*>(row), x);
-        if (kind_ == InputKind::bytes) ByteRows(rows, columns_, op_.weights[0].group()).fill(token, x);
+        rows_.fill(rows, token, x);
     }
 
-    void round_to_bf16(bf16* to, const float* x) const {
-        std::int64_t i = 0;
-        for (; i + Vec::width <= columns_; i += Vec::width) store(to + i, load(x + i));
-        const int rest = static_cast<int>(columns_ - i);
-        if (rest > 0) store_partial(to + i, load_partial(x + i, rest), rest);
-    }
-
-    const Linear& op_;
-    InputKind kind_;
+    const Tensor& x_;
+    InputRows rows_;
+    const Linear* norm_;
     std::int64_t tokens_;
-    std::int64_t columns_;
 };
 
 }  // namespace fermi::cpu::FERMI_ISA
