@@ -1,9 +1,8 @@
-"""Between the event loops of clients and the thread of the engine: the only file that knows threads."""
+"""Between the event loops of clients and the thread of the engine."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +12,10 @@ from fermi.engine.event import Event
 from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
 from fermi.engine.stream import Stream
-from fermi.errors import EngineError, QueueFullError, RequestError
+from fermi.engine.worker import Worker
+from fermi.errors import QueueFullError, RequestError
 
 __all__ = ["Service", "Steps"]
-
-log = logging.getLogger(__name__)
 
 
 class Steps(Protocol):
@@ -61,12 +59,10 @@ class Outbox:
             stream.receive(event)
 
 
-class Service:
+class Service(Worker):
     """Runs an engine on a thread of its own and gives each request a stream.
 
-    Methods may be called on any event loop; a stream belongs to the loop it was submitted on. With nothing to do the
-    thread is blocked, without a timer. An exception that leaves the engine's step ends every stream with an error and
-    the service with it (``ready`` turns False).
+    Methods may be called on any event loop; a stream belongs to the loop it was submitted on.
     """
 
     def __init__(
@@ -78,34 +74,20 @@ class Service:
         max_queued_tokens: int = 2**22,
     ) -> None:
         """``max_running``: sequences that the engine runs at a time; beyond them requests and their prompts queue."""
+        super().__init__("fermi-engine")
         self._engine = engine
         self._max_running = max_running
         self._max_queued_requests = max_queued_requests
         self._max_queued_tokens = max_queued_tokens
-        self._condition = threading.Condition()  # guards everything below
-        self._inbox: list[Callable[[], None]] = []
+        self._inbox: list[Callable[[], None]] = []  # this and all below under the condition
         self._posted_requests = 0  # in the inbox
         self._posted_tokens = 0
         self._streams: dict[str, tuple[Stream, Outbox, set[int]]] = {}  # with the sequences that have not ended
         self._outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}
         self._stats = engine.stats()
         self._life_s = 1.0  # of a request, a running mean
-        self._accepting = False
-        self._stopping = False
-        self._failure: str | None = None
-        self._thread = threading.Thread(target=self._run, name="fermi-engine", daemon=True)
 
     # On the event loops
-
-    def start(self) -> None:
-        """Starts the thread."""
-        self._accepting = True
-        self._thread.start()
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests are accepted."""
-        return self._accepting and self._failure is None
 
     @property
     def stats(self) -> SchedulerStats:
@@ -130,8 +112,7 @@ class Service:
         tokens = len(request.prompt_token_ids)
         stream = Stream(request, self._abort)
         with self._condition:
-            if not self.ready:
-                raise EngineError(self._failure or "the engine is not running")
+            self._refuse_unless_ready()
             if request.id in self._streams:
                 raise RequestError(f"a request with the id {request.id!r} is running")
             self._refuse_when_full(tokens)
@@ -164,31 +145,7 @@ class Service:
             self._inbox.append(partial(self._engine.abort, request_id, index))
             self._condition.notify_all()
 
-    async def stop(self, drain_s: float = 0.0) -> None:
-        """Refuses new requests, gives the others that many seconds, aborts what is left, and ends the thread."""
-        loop = asyncio.get_running_loop()
-        with self._condition:
-            self._accepting = False
-        if self._thread.ident is None:
-            return
-        await loop.run_in_executor(None, self._drain, drain_s)
-        await loop.run_in_executor(None, self._thread.join)
-
-    def _drain(self, drain_s: float) -> None:
-        with self._condition:
-            self._condition.wait_for(lambda: not self._streams or self._failure is not None, timeout=drain_s)
-            self._stopping = True
-            self._condition.notify_all()
-
     # On the engine's thread
-
-    def _run(self) -> None:
-        try:
-            while self._turn():
-                pass
-        except BaseException as error:
-            log.exception("the engine's thread ends")
-            self._fail(f"the engine has failed: {type(error).__name__}: {error}")
 
     def _turn(self) -> bool:
         """Waits for work and does a step of it; False after the last."""
@@ -246,9 +203,8 @@ class Service:
             for stream, _ in news:
                 self._engine.abort(stream.request.id)
 
-    def _fail(self, message: str) -> None:
+    def _end_all(self, message: str) -> None:
         with self._condition:
-            self._failure = message
             left = list(self._streams.values())
             self._streams.clear()
             self._condition.notify_all()
