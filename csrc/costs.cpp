@@ -15,18 +15,27 @@ std::uint64_t extent(const Tensor& tensor, int axis) {
 }
 
 // Floating-point operations; a transcendental function counts as one.
-std::uint64_t operations(const Embed&) {
-    return 0;
+std::uint64_t operations(const Embed& op) {
+    return (op.scale != 1.0F ? elements(op.out) : 0) + (op.add ? elements(op.out) : 0);
 }
-std::uint64_t operations(const RmsNorm& op) {
-    return 4 * elements(op.x);
+std::uint64_t operations(const Norm& op) {
+    return (op.kind == NormKind::layer ? 6 : 4) * elements(op.x) + (op.add ? elements(op.out) : 0);
 }
 std::uint64_t operations(const RopeAngles& op) {
     return 2 * elements(op.out);
 }
 std::uint64_t operations(const RopeAppend& op) {
     const std::uint64_t normed = op.q_norm.defined() ? 4 * (elements(op.q) + elements(op.k)) : 0;
-    return 3 * extent(op.angles, 0) * extent(op.angles, 1) * (extent(op.q, 1) + extent(op.k, 1)) + normed;
+    return normed + (op.angles.defined() ? 3 * elements(op.angles) * (extent(op.q, 1) + extent(op.k, 1)) : 0);
+}
+std::uint64_t operations(const Rope& op) {
+    return 3 * elements(op.angles) * extent(op.x, 1);
+}
+std::uint64_t operations(const Pool& op) {
+    return elements(op.x);
+}
+std::uint64_t operations(const Route& op) {
+    return 3 * elements(op.logits);
 }
 std::uint64_t operations(const GatherRows&) {
     return 0;
@@ -41,8 +50,11 @@ std::uint64_t operations(const Linear& op) {
     const std::uint64_t tokens = extent(op.x, 0), columns = extent(op.x, 1);
     std::uint64_t rows = 0;
     for (const Weight& weight : op.weights) rows += static_cast<std::uint64_t>(weight.rows());
-    return 2 * tokens * columns * rows + (op.norm.defined() ? 4 * tokens * columns : 0) +
-           (op.activation ? 5 * elements(op.out) : 0) + (op.add ? elements(op.out) : 0);
+    const std::uint64_t norm = op.norm_kind == NormKind::layer ? 6 : 4;
+    return 2 * tokens * columns * rows + (op.norm.defined() ? norm * tokens * columns : 0) +
+           ((op.activation ? 5U : 0U) + (op.scale != 1.0F ? 1U : 0U) + (op.soft_cap != 0.0F ? 3U : 0U) +
+            (op.add ? 1U : 0U)) *
+               elements(op.out);
 }
 
 /// Every operand once.
@@ -63,7 +75,7 @@ Cost cost(const Operation& op) {
 Cost cost(const Embed& op) {
     const auto rows = static_cast<std::uint64_t>(std::max<std::int64_t>(1, op.table.rows()));
     const std::uint64_t row = (op.table.bytes() + rows - 1) / rows;
-    return {op.out.bytes() + op.token_ids.bytes() + extent(op.token_ids, 0) * row, operations(op)};
+    return {op.out.bytes() * (op.add ? 2U : 1U) + op.token_ids.bytes() + extent(op.token_ids, 0) * row, operations(op)};
 }
 
 /// Of the keys, or of the values, of all heads at one position.
@@ -75,7 +87,8 @@ std::uint64_t bytes_per_position(const Tensor& cache, const Tensor& scales) {
 Cost cost(const RopeAppend& op) {  // the caches: only the new rows
     const std::uint64_t rows = extent(op.k, 0) * bytes_per_position(op.key_cache, op.key_scales);
     const std::uint64_t norms = op.q_norm.defined() ? op.q_norm.bytes() + op.k_norm.bytes() : 0;
-    const std::uint64_t read = op.k.bytes() + op.v.bytes() + op.angles.bytes() + op.slots.bytes() + norms;
+    const std::uint64_t angles = op.angles.defined() ? op.angles.bytes() : 0;
+    const std::uint64_t read = op.k.bytes() + op.v.bytes() + angles + op.slots.bytes() + norms;
     return {2 * op.q.bytes() + read + 2 * rows, operations(op)};
 }
 
@@ -115,6 +128,35 @@ Cost cost(const Attention& op) {
     const std::uint64_t key = bytes_per_position(op.key_cache, op.key_scales);
     const std::uint64_t tables = op.query_starts.bytes() + op.context_lengths.bytes();
     return {op.out.bytes() + op.q.bytes() + tables + 2 * seen.keys * key, 4 * seen.pairs * extent(op.q, 1) * head};
+}
+
+/// Every query meets the keys of its sequence that its window lets it see.
+Cost cost(const EncoderAttention& op) {
+    std::uint64_t pairs = 0;
+    if (op.starts.device().type == DeviceType::cpu && op.starts.storage()->data() != nullptr) {
+        const auto* starts = op.starts.data<const std::int32_t>();
+        for (std::int64_t s = 0; s + 1 < op.starts.size(0); ++s) {
+            const std::int64_t length = std::max(0, starts[s + 1] - starts[s]);
+            for (std::int64_t i = 0; i < length; ++i) {
+                const std::int64_t first = op.window > 0 ? std::max<std::int64_t>(0, i - op.window) : 0;
+                const std::int64_t last = op.window > 0 ? std::min(length - 1, i + op.window) : length - 1;
+                pairs += static_cast<std::uint64_t>(last - first + 1);
+            }
+        }
+    }
+    return {bytes_of_all(op), 4 * pairs * extent(op.q, 1) * extent(op.q, 2)};
+}
+
+/// Weights of as many experts as can be in use; which ones they are is known only when it runs.
+Cost cost(const ExpertLinear& op) {
+    const std::uint64_t rows = elements(op.experts), matrices = static_cast<std::uint64_t>(op.matrices);
+    const Weight& weight = op.weights.front();
+    const std::uint64_t used = std::min<std::uint64_t>(rows, op.weights.size() / matrices) * matrices;
+    const std::uint64_t out = op.out.bytes() * (op.route_weights.defined() ? 2U : 1U);
+    const std::uint64_t routes = op.experts.bytes() + (op.route_weights.defined() ? op.route_weights.bytes() : 0);
+    const auto size = static_cast<std::uint64_t>(weight.rows()) * static_cast<std::uint64_t>(weight.columns());
+    return {out + op.x.bytes() + routes + used * weight.bytes(),
+            2 * rows * size * matrices + (op.activation ? 5 * elements(op.out) : 0)};
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "operands.h"
 #include "overlap.h"
 
 namespace fermi {
@@ -34,12 +35,42 @@ bool IndexChecks::Tables::operator==(const Tables& other) const {
            same_view(query_starts, other.query_starts) && same_view(context_lengths, other.context_lengths);
 }
 
+bool IndexChecks::Starts::operator==(const Starts& other) const {
+    return tokens == other.tokens && same_view(values, other.values);
+}
+
 void IndexChecks::add(Limits limits) {
     if (limits.values.device().type != DeviceType::cpu) return;
     if (std::find(limits_.begin(), limits_.end(), limits) == limits_.end()) limits_.push_back(std::move(limits));
 }
 
+void IndexChecks::add(Starts starts) {
+    if (starts.values.device().type != DeviceType::cpu) return;
+    if (std::find(starts_.begin(), starts_.end(), starts) == starts_.end()) starts_.push_back(std::move(starts));
+}
+
+void IndexChecks::add(const ExpertLinear& op) {
+    const std::int64_t experts = static_cast<std::int64_t>(op.weights.size()) / op.matrices;
+    const auto chosen = std::find_if(chosen_.begin(), chosen_.end(),
+                                     [&](const Chosen& each) { return same_view(each.values, op.experts); });
+    if (chosen == chosen_.end()) {
+        add({ExpertLinear::name, "experts", op.experts.without_lease().reshape({op.experts.elements()}), 0, experts});
+    } else {
+        require(chosen->among <= experts, ExpertLinear::name, ": experts are chosen among ", chosen->among,
+                ", there are ", experts);
+    }
+}
+
+void IndexChecks::forget_overwritten(const Op& op) {
+    if (chosen_.empty()) return;
+    visit_operands(op, [&](std::string_view, const Tensor& tensor, Access access) {
+        if (access == Access::read || !tensor.defined()) return;
+        std::erase_if(chosen_, [&](const Chosen& each) { return overlap(each.values, tensor); });
+    });
+}
+
 void IndexChecks::add(const Op& op) {
+    forget_overwritten(op);
     if (const auto* embed = std::get_if<Embed>(&op)) {
         add({Embed::name, "token_ids", embed->token_ids.without_lease(), 0, embed->table.rows()});
     } else if (const auto* gather = std::get_if<GatherRows>(&op)) {
@@ -48,6 +79,14 @@ void IndexChecks::add(const Op& op) {
         const Tensor& cache = append->key_cache;
         add({RopeAppend::name, "slots", append->slots.without_lease(), std::numeric_limits<std::int32_t>::min(),
              cache.size(0) * cache.size(2)});
+    } else if (const auto* pool = std::get_if<Pool>(&op)) {
+        add({Pool::name, pool->starts.without_lease(), pool->x.size(0)});
+    } else if (const auto* encoder = std::get_if<EncoderAttention>(&op)) {
+        add({EncoderAttention::name, encoder->starts.without_lease(), encoder->q.size(0)});
+    } else if (const auto* route = std::get_if<Route>(&op)) {
+        chosen_.push_back({route->experts.without_lease(), route->logits.size(1)});
+    } else if (const auto* experts = std::get_if<ExpertLinear>(&op)) {
+        add(*experts);
     } else if (const auto* attention = std::get_if<Attention>(&op)) {
         if (attention->block_tables.device().type != DeviceType::cpu) return;
         const Tensor& cache = attention->key_cache;
@@ -71,6 +110,17 @@ void IndexChecks::check(const Limits& limits) {
                                                      : message(place, ", beyond the last, ", limits.high - 1));
         }
     }
+}
+
+void IndexChecks::check(const Starts& starts) {
+    const std::int64_t sequences = starts.values.size(0) - 1;
+    require(at(starts.values, 0) == 0, starts.op, ": starts[0] is ", at(starts.values, 0), ", not 0");
+    for (std::int64_t i = 0; i < sequences; ++i) {
+        require(at(starts.values, i + 1) >= at(starts.values, i), starts.op, ": starts[", i + 1, "] is ",
+                at(starts.values, i + 1), ", below the one before");
+    }
+    require(at(starts.values, sequences) == starts.tokens, starts.op, ": starts end at ", at(starts.values, sequences),
+            ", there are ", starts.tokens, " tokens");
 }
 
 void IndexChecks::check(const Tables& tables) {
@@ -105,11 +155,13 @@ void IndexChecks::check(const Tables& tables) {
 void IndexChecks::run() const {
     for (const Limits& limits : limits_) check(limits);
     for (const Tables& tables : tables_) check(tables);
+    for (const Starts& starts : starts_) check(starts);
 }
 
 bool IndexChecks::cover(const Tensor& tensor) const {
     const auto meets = [&](const Tensor& indices) { return same_range(indices, tensor); };
     return std::any_of(limits_.begin(), limits_.end(), [&](const Limits& each) { return meets(each.values); }) ||
+           std::any_of(starts_.begin(), starts_.end(), [&](const Starts& each) { return meets(each.values); }) ||
            std::any_of(tables_.begin(), tables_.end(), [&](const Tables& each) {
                return meets(each.block_tables) || meets(each.query_starts) || meets(each.context_lengths);
            });

@@ -44,12 +44,33 @@ class FERMI_API IndexChecks {
         bool operator==(const Tables& other) const;
     };
 
+    /// Rises from 0 to the number of tokens.
+    struct Starts {
+        std::string_view op;
+        Tensor values;
+        std::int64_t tokens;
+        bool operator==(const Starts& other) const;
+    };
+
+    /// The experts that an op of the same recording chooses: right by construction, known only while it runs, and
+    /// nothing else has written them since.
+    struct Chosen {
+        Tensor values;
+        std::int64_t among;
+    };
+
     static void check(const Limits& limits);
+    static void check(const Starts& starts);
     static void check(const Tables& tables);
     void add(Limits limits);
+    void add(Starts starts);
+    void add(const ExpertLinear& op);
+    void forget_overwritten(const Op& op);
 
     std::vector<Limits> limits_;
     std::vector<Tables> tables_;
+    std::vector<Starts> starts_;
+    std::vector<Chosen> chosen_;
 };
 
 }  // namespace fermi

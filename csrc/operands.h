@@ -29,16 +29,17 @@ void visit_parts(std::string_view name, AnyWeight& weight, Access access, Visito
 
 template <OpOf<Embed> Operation, class Visitor>
 void visit_operands(Operation& op, Visitor&& visit) {
-    visit("out", op.out, Access::write);
+    visit("out", op.out, op.add ? Access::update : Access::write);
     visit("token_ids", op.token_ids, Access::read);
     visit_parts("table", op.table, Access::read, visit);
 }
 
-template <OpOf<RmsNorm> Operation, class Visitor>
+template <OpOf<Norm> Operation, class Visitor>
 void visit_operands(Operation& op, Visitor&& visit) {
-    visit("out", op.out, Access::write);
+    visit("out", op.out, op.add ? Access::update : Access::write);
     visit("x", op.x, Access::read);
     visit("weight", op.weight, Access::read);
+    visit("bias", op.bias, Access::read);
 }
 
 template <OpOf<Linear> Operation, class Visitor>
@@ -46,6 +47,7 @@ void visit_operands(Operation& op, Visitor&& visit) {
     visit("out", op.out, op.add ? Access::update : Access::write);
     visit("x", op.x, Access::read);
     visit("norm", op.norm, Access::read);
+    visit("norm_bias", op.norm_bias, Access::read);
     for (auto& weight : op.weights) visit_parts("weight", weight, Access::read, visit);
     for (auto& bias : op.biases) visit("bias", bias, Access::read);
 }
@@ -77,6 +79,12 @@ void visit_operands(Operation& op, Visitor&& visit) {
     }
 }
 
+template <OpOf<Rope> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("x", op.x, Access::update);
+    visit("angles", op.angles, Access::read);
+}
+
 template <OpOf<Attention> Operation, class Visitor>
 void visit_operands(Operation& op, Visitor&& visit) {
     visit("out", op.out, Access::write);
@@ -90,6 +98,39 @@ void visit_operands(Operation& op, Visitor&& visit) {
     visit("block_tables", op.block_tables, Access::read);
     visit("query_starts", op.query_starts, Access::read);
     visit("context_lengths", op.context_lengths, Access::read);
+}
+
+template <OpOf<EncoderAttention> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("q", op.q, Access::read);
+    visit("k", op.k, Access::read);
+    visit("v", op.v, Access::read);
+    visit("starts", op.starts, Access::read);
+    visit("bias", op.bias, Access::read);
+}
+
+template <OpOf<Pool> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, Access::write);
+    visit("x", op.x, Access::read);
+    visit("starts", op.starts, Access::read);
+}
+
+template <OpOf<Route> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("experts", op.experts, Access::write);
+    visit("weights", op.weights, Access::write);
+    visit("logits", op.logits, Access::read);
+}
+
+template <OpOf<ExpertLinear> Operation, class Visitor>
+void visit_operands(Operation& op, Visitor&& visit) {
+    visit("out", op.out, op.route_weights.defined() ? Access::update : Access::write);
+    visit("x", op.x, Access::read);
+    visit("experts", op.experts, Access::read);
+    visit("route_weights", op.route_weights, Access::read);
+    for (auto& weight : op.weights) visit_parts("weight", weight, Access::read, visit);
 }
 
 template <OpOf<GatherRows> Operation, class Visitor>

@@ -86,6 +86,20 @@ class FrontDoor {
         expect(!overlap(tensor, other), name, " and ", other_name, " share memory");
     }
 
+    /// The weight and perhaps the bias of a norm over `size` elements.
+    void normalization(std::string_view name, const Normalization& how, std::int64_t size) const {
+        vector(name, how.weight, size);
+        if (how.bias.defined()) vector("the norm's bias", how.bias, size);
+        finite("epsilon", how.epsilon);
+    }
+
+    /// What a result of this shape is added to.
+    void residual(const Tensor& tensor, const Dims& shape) const {
+        activations("residual", tensor, shape.rank(), "of the result's shape");
+        expect(tensor.shape() == shape, "residual must be ", shape, ", not ", tensor.shape());
+        destination("residual", tensor);
+    }
+
     void finite(std::string_view name, float value) const {
         expect(std::isfinite(value), name, " must be finite, not ", value);
     }
@@ -141,25 +155,36 @@ void strip_leases(Op& op) {
     visit_operands(op, [](std::string_view, Tensor& tensor, Access) { tensor = tensor.without_lease(); });
 }
 
-Tensor embed(const Tensor& token_ids, const Weight& table) {
+Tensor embed(const Tensor& token_ids, const Weight& table, float scale, const Tensor& residual) {
     const FrontDoor door(Embed::name);
     door.indices("token_ids", token_ids, 1, "[tokens]");
     door.weight("table", table);
-    Tensor out = allocate(token_ids, DType::f32, {token_ids.size(0), table.columns()});
-    dispatch(Embed{out, token_ids, table});
+    door.finite("scale", scale);
+    const Dims shape{token_ids.size(0), table.columns()};
+    if (residual.defined()) {
+        door.residual(residual, shape);
+        door.apart("residual", residual, "table", table.data);
+    }
+    Tensor out = residual.defined() ? residual : allocate(token_ids, DType::f32, shape);
+    dispatch(Embed{out, token_ids, table, scale, residual.defined()});
     return out;
 }
 
-Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon) {
-    const FrontDoor door(RmsNorm::name);
+Tensor norm(const Tensor& x, const Normalization& how, const Tensor& residual) {
+    const FrontDoor door(Norm::name);
     door.defined("x", x);
     door.expect(x.dtype() == DType::f32 && (x.rank() == 2 || x.rank() == 3),
                 "x must be f32 [.., dim] of rank 2 or 3, not ", x);
     door.rows_contiguous("x", x);
-    door.vector("weight", weight, x.size(-1));
-    door.finite("epsilon", epsilon);
-    Tensor out = allocate(x, DType::f32, x.shape());
-    dispatch(RmsNorm{out, x, weight, epsilon});
+    door.normalization("weight", how, x.size(-1));
+    if (residual.defined()) {
+        door.residual(residual, x.shape());
+        door.apart("residual", residual, "x", x);
+        door.apart("residual", residual, "weight", how.weight);
+        if (how.bias.defined()) door.apart("residual", residual, "bias", how.bias);
+    }
+    Tensor out = residual.defined() ? residual : allocate(x, DType::f32, x.shape());
+    dispatch(Norm{out, x, how.weight, how.bias, how.kind, how.epsilon, residual.defined()});
     return out;
 }
 
@@ -195,29 +220,27 @@ Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> 
     const FrontDoor door(Linear::name);
     door.activations("x", x, 2, "[tokens, columns]");
     const std::int64_t rows = check_weights(door, x, weights, biases, around.activation.has_value());
-    if (around.norm.defined()) {
-        door.vector("norm", around.norm, x.size(1));
-        door.finite("epsilon", around.epsilon);
-    }
+    const Normalization& norm = around.norm;
+    if (norm.weight.defined()) door.normalization("norm", norm, x.size(1));
+    door.expect(norm.weight.defined() || !norm.bias.defined(), "a norm's bias must come with its weight");
+    door.finite("scale", around.scale);
+    door.expect(std::isfinite(around.soft_cap) && around.soft_cap >= 0, "soft_cap must not be negative, it is ",
+                around.soft_cap);
     const bool add = around.residual.defined();
     if (add) {
         const Tensor& residual = around.residual;
-        door.activations("residual", residual, 2, "[tokens, rows]");
-        door.expect(residual.size(0) == x.size(0) && residual.size(1) == rows, "residual must be [", x.size(0), ", ",
-                    rows, "], not ", residual.shape());
-        door.destination("residual", residual);
+        door.residual(residual, {x.size(0), rows});
         door.apart("residual", residual, "x", x);
-        if (around.norm.defined()) door.apart("residual", residual, "norm", around.norm);
+        if (norm.weight.defined()) door.apart("residual", residual, "norm", norm.weight);
+        if (norm.bias.defined()) door.apart("residual", residual, "the norm's bias", norm.bias);
         for (const Weight& weight : weights) door.apart("residual", residual, "weight", weight.data);
         for (const Tensor& bias : biases) {
             if (bias.defined()) door.apart("residual", residual, "bias", bias);
         }
     }
     Tensor out = add ? around.residual : allocate(x, DType::f32, {x.size(0), rows});
-    const Recording* recording = Recording::current();
-    const Numerics numerics = recording != nullptr ? recording->numerics() : Numerics::fast;
-    dispatch(Linear{out, x, std::move(weights), std::move(biases), around.norm, around.epsilon, around.activation, add,
-                    numerics});
+    dispatch(Linear{out, x, std::move(weights), std::move(biases), norm.weight, norm.bias, norm.kind, norm.epsilon,
+                    around.activation, around.scale, around.soft_cap, add, current_numerics()});
     return out;
 }
 
@@ -248,6 +271,20 @@ Tensor rope_angles(const Tensor& positions, const Tensor& lengths, const Tensor&
 }
 
 namespace {
+
+void check_angles(const FrontDoor& door, const Tensor& angles, std::string_view name, const Tensor& heads) {
+    door.activations("angles", angles, 2, "[tokens, 2 * half]");
+    door.same_size("angles", angles, 0, name, heads, 0);
+    door.expect(angles.size(1) % 2 == 0 && angles.size(1) <= heads.size(2), "angles ", angles.shape(),
+                " must be [tokens, 2 * half] with 2 * half at most ", heads.size(2), ", the size of a head");
+}
+
+void check_scores(const FrontDoor& door, const Scores& scores) {
+    door.finite("scale", scores.scale);
+    door.expect(scores.window >= 0, "window must not be negative, it is ", scores.window);
+    door.expect(std::isfinite(scores.soft_cap) && scores.soft_cap >= 0, "soft_cap must not be negative, it is ",
+                scores.soft_cap);
+}
 
 /// key_cache and value_cache: alike, and [blocks, kv_heads, block_size, head_dim]; scales where they are i8.
 void check_caches(const FrontDoor& door, const Tensor& key_cache, const Tensor& value_cache, const CacheScales& scales,
@@ -285,14 +322,11 @@ void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
     door.activations("q", q, 3, "[tokens, heads, head_dim]");
     door.activations("k", k, 3, "[tokens, kv_heads, head_dim]");
     door.activations("v", v, 3, "[tokens, kv_heads, head_dim]");
-    door.activations("angles", angles, 2, "[tokens, 2 * half]");
+    if (angles.defined()) check_angles(door, angles, "q", q);
     door.indices("slots", slots, 1, "[tokens]");
     door.same_size("k", k, 0, "q", q, 0);
     door.same_size("k", k, 2, "q", q, 2);
     door.expect(v.shape() == k.shape(), "v ", v.shape(), " and k ", k.shape(), " differ in shape");
-    door.same_size("angles", angles, 0, "q", q, 0);
-    door.expect(angles.size(1) % 2 == 0 && angles.size(1) <= q.size(2), "angles ", angles.shape(),
-                " must be [tokens, 2 * half] with 2 * half at most ", q.size(2), ", the size of a head");
     door.same_size("slots", slots, 0, "q", q, 0);
     check_caches(door, key_cache, value_cache, scales, q.size(2));
     door.same_size("key_cache", key_cache, 1, "k", k, 1);
@@ -307,7 +341,8 @@ void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
     if (scales.keys.defined()) {
         written.insert(written.end(), {{"key_scales", &scales.keys}, {"value_scales", &scales.values}});
     }
-    std::vector<Named> read{{"k", &k}, {"v", &v}, {"angles", &angles}};
+    std::vector<Named> read{{"k", &k}, {"v", &v}};
+    if (angles.defined()) read.emplace_back("angles", &angles);
     if (norms.q.defined()) read.insert(read.end(), {{"q_norm", &norms.q}, {"k_norm", &norms.k}});
     for (std::size_t i = 0; i < written.size(); ++i) {
         const auto& [name, tensor] = written[i];
@@ -321,8 +356,17 @@ void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
                         norms.epsilon});
 }
 
+void rope(const Tensor& x, const Tensor& angles) {
+    const FrontDoor door(Rope::name);
+    door.activations("x", x, 3, "[tokens, heads, head_dim]");
+    check_angles(door, angles, "x", x);
+    door.destination("x", x);
+    door.apart("x", x, "angles", angles);
+    dispatch(Rope{x, angles});
+}
+
 Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_cache, const Tensor& block_tables,
-                 const Tensor& query_starts, const Tensor& context_lengths, float scale, std::int32_t window,
+                 const Tensor& query_starts, const Tensor& context_lengths, const Scores& scores,
                  const CacheScales& scales) {
     const FrontDoor door(Attention::name);
     door.activations("q", q, 3, "[tokens, heads, head_dim]");
@@ -335,11 +379,105 @@ Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_c
     door.same_size("block_tables", block_tables, 0, "context_lengths", context_lengths, 0);
     door.expect(query_starts.size(0) == context_lengths.size(0) + 1, "query_starts ", query_starts.shape(),
                 " must have one element more than context_lengths ", context_lengths.shape());
-    door.finite("scale", scale);
-    door.expect(window >= 0, "window must not be negative, it is ", window);
+    check_scores(door, scores);
     Tensor out = allocate(q, DType::f32, {q.size(0), q.size(1) * q.size(2)});
     dispatch(Attention{out, q, key_cache, value_cache, scales.keys, scales.values, block_tables, query_starts,
-                       context_lengths, scale, window, current_numerics()});
+                       context_lengths, scores.scale, scores.soft_cap, scores.window, current_numerics()});
+    return out;
+}
+
+Tensor encoder_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& starts, const Scores& scores,
+                         const Tensor& bias) {
+    const FrontDoor door(EncoderAttention::name);
+    door.activations("q", q, 3, "[tokens, heads, head_dim]");
+    door.activations("k", k, 3, "[tokens, kv_heads, head_dim]");
+    door.activations("v", v, 3, "[tokens, kv_heads, head_dim]");
+    door.same_size("k", k, 0, "q", q, 0);
+    door.same_size("k", k, 2, "q", q, 2);
+    door.expect(v.shape() == k.shape(), "v ", v.shape(), " and k ", k.shape(), " differ in shape");
+    door.expect(q.size(1) > 0 && k.size(1) > 0 && q.size(1) % k.size(1) == 0, q.size(1), " heads do not divide among ",
+                k.size(1), " key-value heads");
+    door.indices("starts", starts, 1, "[sequences + 1]");
+    door.expect(starts.size(0) > 0, "starts must not be empty");
+    check_scores(door, scores);
+    door.expect(scores.soft_cap == 0, "there is no soft_cap here");
+    if (bias.defined()) {
+        door.activations("bias", bias, 2, "[heads, 2 * reach + 1]");
+        door.expect(bias.size(0) == q.size(1) && bias.size(1) % 2 == 1 && bias.contiguous(), "bias must be [",
+                    q.size(1), ", 2 * reach + 1], contiguous, not ", bias);
+    }
+    Tensor out = allocate(q, DType::f32, {q.size(0), q.size(1) * q.size(2)});
+    dispatch(EncoderAttention{out, q, k, v, starts, bias, scores.scale, scores.window, current_numerics()});
+    return out;
+}
+
+Tensor pool(const Tensor& x, const Tensor& starts, Pooling pooling) {
+    const FrontDoor door(Pool::name);
+    door.activations("x", x, 2, "[tokens, dim]");
+    door.indices("starts", starts, 1, "[sequences + 1]");
+    door.expect(starts.size(0) > 0, "starts must not be empty");
+    Tensor out = allocate(x, DType::f32, {starts.size(0) - 1, x.size(1)});
+    dispatch(Pool{out, x, starts, pooling});
+    return out;
+}
+
+Routes route(const Tensor& logits, std::int64_t k, Scoring scoring, bool normalize, float scale) {
+    const FrontDoor door(Route::name);
+    door.activations("logits", logits, 2, "[tokens, experts]");
+    door.expect(k >= 1 && k <= logits.size(1), "k must be from 1 to ", logits.size(1), ", the number of experts, not ",
+                k);
+    door.finite("scale", scale);
+    Routes out{allocate(logits, DType::i32, {logits.size(0), k}), allocate(logits, DType::f32, {logits.size(0), k})};
+    dispatch(Route{out.experts, out.weights, logits, scoring, normalize, scale});
+    return out;
+}
+
+Tensor expert_linear(const Tensor& x, const std::vector<std::vector<Weight>>& weights, const Tensor& experts,
+                     std::optional<Activation> activation, const Tensor& route_weights, const Tensor& residual) {
+    const FrontDoor door(ExpertLinear::name);
+    door.activations("x", x, 2, "[rows, columns]");
+    door.indices("experts", experts, 2, "[tokens, k]");
+    door.expect(experts.contiguous(), "experts are not contiguous");
+    door.expect(!weights.empty(), "there is no expert");
+    std::vector<Weight> all;
+    const std::size_t matrices = weights.front().size();
+    for (const std::vector<Weight>& expert : weights) {
+        door.expect(expert.size() == matrices && (matrices == 1 || matrices == 2),
+                    "every expert must have one matrix, or every one two");
+        for (const Weight& weight : expert) {
+            door.weight("weight", weight);
+            const Weight& first = weights.front().front();
+            const bool alike = weight.rows() == first.rows() && weight.columns() == first.columns() &&
+                               weight.format == first.format && weight.group() == first.group() &&
+                               weight.data.dtype() == first.data.dtype();
+            door.expect(alike, "weights ", first, " and ", weight, " differ");
+            all.push_back(weight);
+        }
+    }
+    const Weight& first = all.front();
+    door.expect(first.columns() == x.size(1), "weight ", first, " has ", first.columns(), " columns, x ", x.shape(),
+                " has ", x.size(1));
+    door.expect(matrices == 1 || activation.has_value(), "two matrices of an expert need an activation between them");
+    const std::int64_t tokens = experts.size(0), k = experts.size(1);
+    const bool combine = route_weights.defined();
+    door.expect(combine == residual.defined(), "route_weights and residual must come together");
+    const std::int64_t expected = combine ? tokens * k : tokens;
+    door.expect(x.size(0) == expected, "x ", x.shape(), " must have ", expected, " rows");
+    Tensor out;
+    if (combine) {
+        door.shaped("route_weights", route_weights, DType::f32, 2, "[tokens, k]");
+        door.expect(route_weights.shape() == experts.shape() && route_weights.contiguous(), "route_weights must be ",
+                    experts.shape(), ", contiguous, not ", route_weights);
+        door.residual(residual, {tokens, first.rows()});
+        door.apart("residual", residual, "x", x);
+        door.apart("residual", residual, "route_weights", route_weights);
+        for (const Weight& weight : all) door.apart("residual", residual, "weight", weight.data);
+        out = residual;
+    } else {
+        out = allocate(x, DType::f32, {tokens * k, first.rows()});
+    }
+    dispatch(ExpertLinear{out, x, experts, route_weights, std::move(all), static_cast<std::int64_t>(matrices),
+                          activation, current_numerics()});
     return out;
 }
 

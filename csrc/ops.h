@@ -23,7 +23,19 @@ namespace fermi {
 /// not.
 enum class Numerics : std::uint8_t { fast, batch_invariant };
 
-enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu };
+enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu, tanh, sigmoid };
+
+/// Over the last dimension, each with a weight and perhaps a bias:
+///   rms    x / sqrt(mean(x²) + epsilon) (arXiv 1910.07467)
+///   layer  (x - mean(x)) / sqrt(variance(x) + epsilon) (arXiv 1607.06450)
+enum class NormKind : std::uint8_t { rms, layer };
+
+/// What becomes of the vectors of a sequence's tokens; mean_sqrt_length: their sum / sqrt(length); weighted_mean: each
+/// weighted by its position, counted from 1.
+enum class Pooling : std::uint8_t { mean, max, mean_sqrt_length, weighted_mean };
+
+/// What makes weights of a router's logits, over all experts.
+enum class Scoring : std::uint8_t { softmax, sigmoid };
 
 /// How rotary frequencies depend on the length of the sequence a token belongs to (see RopeAngles).
 enum class RopeRule : std::uint8_t {
@@ -32,28 +44,35 @@ enum class RopeRule : std::uint8_t {
     longrope,     ///< row 0 up to the original context, row 1 beyond (arXiv 2402.13753)
 };
 
-/// Rows of an embedding table: out[t] = table[token_ids[t]].
+/// Rows of an embedding table: out[t] = scale · table[token_ids[t]]; with `add`, out[t] += that.
 struct Embed {
     static constexpr std::string_view name = "embed";
     Tensor out;        // f32 [tokens, hidden]
     Tensor token_ids;  // i32 [tokens]
     Weight table;      // [vocabulary, hidden]
+    float scale;
+    bool add;
 };
 
-/// out = x / sqrt(mean(x²) + epsilon) · weight over the last dimension (arXiv 1910.07467).
-struct RmsNorm {
-    static constexpr std::string_view name = "rms_norm";
-    Tensor out;     // f32, shape of x, contiguous
+/// out = norm(x) over the last dimension; with `add`, out += norm(x): out is the residual stream.
+struct Norm {
+    static constexpr std::string_view name = "norm";
+    Tensor out;     // f32, shape of x
     Tensor x;       // f32 [.., dim], rank 2 or 3, last dimension contiguous
     Tensor weight;  // float [dim]
+    Tensor bias;    // float [dim], or undefined
+    NormKind kind;
     float epsilon;
+    bool add;
 };
 
-/// y = rms_norm(x) · [W₀; W₁; …]ᵀ + [b₀; b₁; …]: one or several weights that share an input, their outputs side by
+/// y = norm(x) · [W₀; W₁; …]ᵀ + [b₀; b₁; …]: one or several weights that share an input, their outputs side by
 /// side, with what surrounds a product in a model, so that no pass over activations stands alone.
 ///   norm        undefined: x is taken as it is
 ///   activation  one weight: activation(y); two weights of equal rows: activation(y₀) · y₁ (arXiv 2002.05202)
-///   add         out += y: out is the residual stream
+///   scale       times that
+///   soft_cap    soft_cap · tanh(that / soft_cap), where soft_cap is not 0
+///   add         out += that: out is the residual stream
 /// Packed weights meet x rounded to int8, with a scale for each token and group of columns (128 where the weight has
 /// none); their results are the same bits whatever the number of tokens. Dense weights meet f32; where the machine
 /// multiplies pairs of bf16, `fast` rounds x to bf16 for many tokens.
@@ -63,9 +82,13 @@ struct Linear {
     Tensor x;                     // f32 [tokens, columns], rows contiguous, any row stride
     std::vector<Weight> weights;  // each [rows, columns]; packed: all of one format and group
     std::vector<Tensor> biases;   // empty, or one per weight: float [rows] or undefined
-    Tensor norm;                  // undefined, or float [columns]
-    float epsilon;                // of the norm
+    Tensor norm;                  // the norm's weight: undefined, or float [columns]
+    Tensor norm_bias;             // undefined, or float [columns]
+    NormKind norm_kind;
+    float epsilon;  // of the norm
     std::optional<Activation> activation;
+    float scale;
+    float soft_cap;
     bool add;
     Numerics numerics;
 };
@@ -96,7 +119,7 @@ struct RopeAppend {
     Tensor q;            // f32 [tokens, heads, head_dim], updated in place, head_dim contiguous
     Tensor k;            // f32 [tokens, kv_heads, head_dim], head_dim contiguous
     Tensor v;            // f32 [tokens, kv_heads, head_dim], head_dim contiguous
-    Tensor angles;       // f32 [tokens, 2 · half], 2 · half ≤ head_dim
+    Tensor angles;       // f32 [tokens, 2 · half], 2 · half ≤ head_dim; undefined: nothing turns
     Tensor slots;        // i32 [tokens]: block · block_size + offset; negative: not stored
     Tensor key_cache;    // float or i8 [blocks, kv_heads, block_size, head_dim], contiguous
     Tensor value_cache;  // as key_cache
@@ -105,6 +128,13 @@ struct RopeAppend {
     Tensor q_norm;  // float [head_dim], or undefined, as k_norm is then
     Tensor k_norm;
     float epsilon;  // of the norms
+};
+
+/// Rotates heads in place, as RopeAppend does.
+struct Rope {
+    static constexpr std::string_view name = "rope";
+    Tensor x;       // f32 [tokens, heads, head_dim], updated in place, head_dim contiguous
+    Tensor angles;  // f32 [tokens, 2 · half], 2 · half ≤ head_dim
 };
 
 /// Causal grouped-query attention of a ragged batch of queries over the paged KV cache.
@@ -126,7 +156,62 @@ struct Attention {
     Tensor query_starts;     // i32 [sequences + 1]
     Tensor context_lengths;  // i32 [sequences], this step's tokens included
     float scale;
+    float soft_cap;       // scores are soft_cap · tanh(scale · q·k / soft_cap), where it is not 0
     std::int32_t window;  // keys a query sees, itself included; 0: all
+    Numerics numerics;
+};
+
+/// Grouped-query attention in which every token of a sequence sees all others, before and after it, without a cache.
+/// The tokens of all sequences follow each other without padding. A row's bits depend on its own sequence only.
+struct EncoderAttention {
+    static constexpr std::string_view name = "encoder_attention";
+    Tensor out;     // f32 [tokens, heads · head_dim]
+    Tensor q;       // f32 [tokens, heads, head_dim], head_dim contiguous
+    Tensor k;       // f32 [tokens, kv_heads, head_dim], head_dim contiguous
+    Tensor v;       // as k
+    Tensor starts;  // i32 [sequences + 1]: rise from 0 to tokens
+    Tensor bias;    // f32 [heads, 2 · reach + 1], contiguous, or undefined: what is added to the score of query i and
+                    // key j of a sequence is bias[head, clamp(j - i, -reach, reach) + reach]
+    float scale;
+    std::int32_t window;  // the farthest that a query sees, before and after it: |j - i| ≤ window; 0: everything
+    Numerics numerics;
+};
+
+/// One vector of each sequence's tokens; an empty sequence gives zeros.
+struct Pool {
+    static constexpr std::string_view name = "pool";
+    Tensor out;     // f32 [sequences, dim]
+    Tensor x;       // f32 [tokens, dim], dim contiguous
+    Tensor starts;  // i32 [sequences + 1]: rise from 0 to tokens
+    Pooling pooling;
+};
+
+/// The experts of each token: the k largest of its scores, in falling order, the first of equal ones first; their
+/// weights are those scores, divided by their sum where they are normalized, times `scale`.
+struct Route {
+    static constexpr std::string_view name = "route";
+    Tensor experts;  // i32 [tokens, k]
+    Tensor weights;  // f32 [tokens, k]
+    Tensor logits;   // f32 [tokens, experts], rows contiguous
+    Scoring scoring;
+    bool normalize;
+    float scale;
+};
+
+/// Linear with an expert's own weights for each token; only the weights of experts in use are read.
+///   spread   route_weights undefined: out[t · k + i] = activation(x[t] · W[experts[t, i]]ᵀ)
+///   combine  route_weights defined:   out[t] += Σᵢ route_weights[t, i] · (x[t · k + i] · W[experts[t, i]]ᵀ), in order
+/// With two matrices for each expert the activation is a gate, activation(x · W₀ᵀ) · (x · W₁ᵀ). The bits of a row do
+/// not depend on the other tokens; what is said of dense and packed weights at Linear holds.
+struct ExpertLinear {
+    static constexpr std::string_view name = "expert_linear";
+    Tensor out;                   // f32 [tokens · k, rows], or [tokens, rows] to which is added
+    Tensor x;                     // f32 [tokens, columns], or [tokens · k, columns]; rows contiguous
+    Tensor experts;               // i32 [tokens, k], contiguous
+    Tensor route_weights;         // f32 [tokens, k], contiguous, or undefined
+    std::vector<Weight> weights;  // one or two for each expert, expert by expert, all alike in shape and format
+    std::int64_t matrices;        // of each expert: 1 or 2
+    std::optional<Activation> activation;
     Numerics numerics;
 };
 
@@ -155,7 +240,8 @@ struct Quantize {
     int candidates;
 };
 
-using Op = std::variant<Embed, RmsNorm, Linear, RopeAngles, RopeAppend, Attention, GatherRows, Copy, Quantize>;
+using Op = std::variant<Embed, Norm, Linear, RopeAngles, RopeAppend, Rope, Attention, EncoderAttention, Pool, Route,
+                        ExpertLinear, GatherRows, Copy, Quantize>;
 
 /// What an op must move and do at the least, from shapes and, where they matter, from the values of lengths.
 struct Cost {
@@ -172,14 +258,31 @@ FERMI_API std::ostream& operator<<(std::ostream& stream, const Op& op);
 FERMI_API void strip_leases(Op& op);
 
 // The front doors. Each throws InvalidArgument naming the op and what does not fit.
-FERMI_API Tensor embed(const Tensor& token_ids, const Weight& table);
-FERMI_API Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon);
+/// `residual`: what the result is added to, in place; then it is returned.
+FERMI_API Tensor embed(const Tensor& token_ids, const Weight& table, float scale = 1.0F, const Tensor& residual = {});
+
+/// A norm's parameters.
+struct Normalization {
+    Tensor weight{};
+    float epsilon = 0.0F;
+    NormKind kind = NormKind::rms;
+    Tensor bias{};
+};
+FERMI_API Tensor norm(const Tensor& x, const Normalization& how, const Tensor& residual = {});
+inline Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& residual = {}) {
+    return norm(x, {weight, epsilon}, residual);
+}
+inline Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float epsilon,
+                         const Tensor& residual = {}) {
+    return norm(x, {weight, epsilon, NormKind::layer, bias}, residual);
+}
 
 /// What a linear does besides the product (see Linear).
 struct Surroundings {
-    Tensor norm{};
-    float epsilon = 0.0F;
+    Normalization norm{};
     std::optional<Activation> activation{};
+    float scale = 1.0F;
+    float soft_cap = 0.0F;
     Tensor residual{};  ///< updated in place, and returned
 };
 FERMI_API Tensor linear(const Tensor& x, std::vector<Weight> weights, std::vector<Tensor> biases = {},
@@ -208,9 +311,30 @@ struct HeadNorms {
 FERMI_API void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& angles, const Tensor& slots,
                            const Tensor& key_cache, const Tensor& value_cache, const CacheScales& scales = {},
                            const HeadNorms& norms = {});
+/// How scores are made of products.
+struct Scores {
+    float scale = 1.0F;
+    std::int32_t window = 0;
+    float soft_cap = 0.0F;
+};
+FERMI_API void rope(const Tensor& x, const Tensor& angles);
 FERMI_API Tensor attention(const Tensor& q, const Tensor& key_cache, const Tensor& value_cache,
                            const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lengths,
-                           float scale, std::int32_t window = 0, const CacheScales& scales = {});
+                           const Scores& scores, const CacheScales& scales = {});
+FERMI_API Tensor encoder_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& starts,
+                                   const Scores& scores, const Tensor& bias = {});
+FERMI_API Tensor pool(const Tensor& x, const Tensor& starts, Pooling pooling);
+
+struct Routes {
+    Tensor experts;
+    Tensor weights;
+};
+FERMI_API Routes route(const Tensor& logits, std::int64_t k, Scoring scoring = Scoring::softmax, bool normalize = true,
+                       float scale = 1.0F);
+/// `weights`: of each expert, one or two. With `route_weights` and `residual`, both or none, the results are combined.
+FERMI_API Tensor expert_linear(const Tensor& x, const std::vector<std::vector<Weight>>& weights, const Tensor& experts,
+                               std::optional<Activation> activation = {}, const Tensor& route_weights = {},
+                               const Tensor& residual = {});
 FERMI_API Tensor gather_rows(const Tensor& x, const Tensor& rows);
 FERMI_API void copy(const Tensor& destination, const Tensor& source);
 

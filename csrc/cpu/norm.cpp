@@ -5,7 +5,7 @@
 
 namespace fermi::cpu::FERMI_ISA {
 
-void run(const RmsNorm& op, const Lane& lane) {
+void run(const Norm& op, const Lane& lane) {
     const bool by_head = op.x.rank() == 3;
     const std::int64_t dim = op.x.size(by_head ? 2 : 1);
     const std::int64_t inner = by_head ? op.x.size(1) : 1;  // rows per token

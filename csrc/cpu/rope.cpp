@@ -27,10 +27,45 @@ float frequency_of(const RopeAngles& op, std::int64_t i, std::int32_t length) {
     return op.frequencies.data<float>()[row * op.frequencies.stride(0) + i * op.frequencies.stride(1)];
 }
 
-/// out = the rotation of x by the angles whose cosines and sines are given: (x[i], x[half + i]) are the pairs; what
-/// lies beyond 2 · half is copied. `out` may be x itself when T is float.
+/// Calls part(i, load, store) for each vector of [0, n), where load(x) and store(to, value) move its elements.
+template <class Part>
+FERMI_INLINE void for_vectors(std::int64_t n, const Part& part) {
+    std::int64_t i = 0;
+    for (; i + Vec::width <= n; i += Vec::width) {
+        part([i](const auto* x) { return load(x + i); }, [i](auto* to, Vec value) { store(to + i, value); });
+    }
+    if (i < n) {
+        const int rest = static_cast<int>(n - i);
+        part([i, rest](const auto* x) { return load_partial(x + i, rest); },
+             [i, rest](auto* to, Vec value) { store_partial(to + i, value, rest); });
+    }
+}
+
 template <class T>
-void rotate(T* out, const float* x, const float* cosines, const float* sines, std::int64_t half, std::int64_t dim) {
+void narrow_row(T* out, const float* x, std::int64_t n) {
+    for_vectors(n, [&](const auto& get, const auto& put) { put(out, get(x)); });
+}
+
+/// How the heads of a token turn; `half` is zero where they do not.
+struct Turn {
+    const float* cosines;
+    const float* sines;
+    std::int64_t half;
+
+    Turn(const Tensor& angles, std::int64_t token) : cosines(nullptr), sines(nullptr), half(0) {
+        if (!angles.defined()) return;
+        half = angles.size(1) / 2;
+        cosines = angles.data<float>() + token * angles.stride(0);
+        sines = cosines + half;
+    }
+};
+
+/// out = the rotation of x: (x[i], x[half + i]) are the pairs; what lies beyond 2 · half is copied. `out` may be x
+/// itself when T is float.
+template <class T>
+void rotate(T* out, const float* x, const Turn& by, std::int64_t dim) {
+    const float *cosines = by.cosines, *sines = by.sines;
+    const std::int64_t half = by.half;
     std::int64_t i = 0;
     const auto turn = [&](Vec first, Vec second, Vec cosine, Vec sine, auto&& put) {
         put(first * cosine - second * sine, second * cosine + first * sine);
@@ -49,26 +84,7 @@ void rotate(T* out, const float* x, const float* cosines, const float* sines, st
                  store_partial(out + half + i, second, rest);
              });
     }
-    for (i = 2 * half; i < dim; ++i) from_float(x[i], out[i]);
-}
-
-/// Calls part(i, load, store) for each vector of [0, n), where load(x) and store(to, value) move its elements.
-template <class Part>
-FERMI_INLINE void for_vectors(std::int64_t n, const Part& part) {
-    std::int64_t i = 0;
-    for (; i + Vec::width <= n; i += Vec::width) {
-        part([i](const auto* x) { return load(x + i); }, [i](auto* to, Vec value) { store(to + i, value); });
-    }
-    if (i < n) {
-        const int rest = static_cast<int>(n - i);
-        part([i, rest](const auto* x) { return load_partial(x + i, rest); },
-             [i, rest](auto* to, Vec value) { store_partial(to + i, value, rest); });
-    }
-}
-
-template <class T>
-void narrow_row(T* out, const float* x, std::int64_t n) {
-    for_vectors(n, [&](const auto& get, const auto& put) { put(out, get(x)); });
+    if (static_cast<const void*>(out) != x) narrow_row(out + 2 * half, x + 2 * half, dim - 2 * half);
 }
 
 /// out = round(x / scale), scale = max |x| / 127; a row of zeros has scale zero.
@@ -111,21 +127,20 @@ std::int64_t row_of(const Tensor& cache, std::int64_t slot, std::int64_t h) {
 }
 
 /// Writes key and value of head h of a token to their slot. `room`: [head_dim].
-void append(const RopeAppend& op, std::int64_t t, std::int64_t h, const float* cosines, const float* sines,
-            float* room) {
+void append(const RopeAppend& op, std::int64_t t, std::int64_t h, const Turn& turn, float* room) {
     const std::int64_t slot = op.slots.data<std::int32_t>()[t * op.slots.stride(0)];
     if (slot < 0) return;
-    const std::int64_t dim = op.k.size(2), half = op.angles.size(1) / 2;
+    const std::int64_t dim = op.k.size(2);
     const std::int64_t row = row_of(op.key_cache, slot, h);
     const float* key = head_of(op, op.k, op.k_norm, t, h, room);
     const float* value = op.v.data<float>() + t * op.v.stride(0) + h * op.v.stride(1);
     if (op.key_cache.dtype() == DType::i8) {
-        rotate(room, key, cosines, sines, half, dim);
+        rotate(room, key, turn, dim);
         quantize_row(op.key_cache.data<std::int8_t>() + row * dim, op.key_scales.data<float>()[row], room, dim);
         quantize_row(op.value_cache.data<std::int8_t>() + row * dim, op.value_scales.data<float>()[row], value, dim);
     } else {
         with_float(op.key_cache.dtype(), [&]<class T>(T) {
-            rotate(op.key_cache.data<T>() + row * dim, key, cosines, sines, half, dim);
+            rotate(op.key_cache.data<T>() + row * dim, key, turn, dim);
             narrow_row(op.value_cache.data<T>() + row * dim, value, dim);
         });
     }
@@ -155,19 +170,28 @@ void run(const RopeAngles& op, const Lane& lane) {
 void run(const RopeAppend& op, const Lane& lane) {
     const std::int64_t heads = op.q.size(1);
     const std::int64_t kv_heads = op.k.size(1);
-    const std::int64_t half = op.angles.size(1) / 2;
     const Range items = lane.share(op.q.size(0) * (heads + kv_heads));
     auto* room = reinterpret_cast<float*>(lane.own);
     for (std::int64_t item = items.begin; item < items.end; ++item) {
         const std::int64_t t = item / (heads + kv_heads);
         const std::int64_t h = item % (heads + kv_heads);
-        const float* cosines = op.angles.data<float>() + t * op.angles.stride(0);
+        const Turn turn(op.angles, t);
         if (h < heads) {
             float* q = op.q.data<float>() + t * op.q.stride(0) + h * op.q.stride(1);
-            rotate(q, head_of(op, op.q, op.q_norm, t, h, room), cosines, cosines + half, half, op.q.size(2));
+            rotate(q, head_of(op, op.q, op.q_norm, t, h, room), turn, op.q.size(2));
         } else {
-            append(op, t, h - heads, cosines, cosines + half, room);
+            append(op, t, h - heads, turn, room);
         }
+    }
+}
+
+void run(const Rope& op, const Lane& lane) {
+    const std::int64_t heads = op.x.size(1);
+    const Range items = lane.share(op.x.size(0) * heads);
+    for (std::int64_t item = items.begin; item < items.end; ++item) {
+        const std::int64_t t = item / heads, h = item % heads;
+        float* x = op.x.data<float>() + t * op.x.stride(0) + h * op.x.stride(1);
+        rotate(x, x, Turn(op.angles, t), op.x.size(2));
     }
 }
 

@@ -15,7 +15,9 @@ import numpy.typing as npt
 __version__: str
 
 DTypeName = Literal["f32", "f16", "bf16", "f64", "i8", "u8", "i16", "i32", "i64", "bool"]
-ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu"]
+ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh", "sigmoid"]
+NormName = Literal["rms", "layer"]
+PoolingName = Literal["mean", "max", "mean_sqrt_length", "weighted_mean"]
 WeightFormatName = Literal["dense", "int8", "int4"]
 PackedFormatName = Literal["int8", "int4"]
 RopeRuleName = Literal["fixed", "dynamic_ntk", "longrope"]
@@ -196,11 +198,18 @@ class Safetensors:
     def __getitem__(self, name: str) -> Tensor: ...
     def __len__(self) -> int: ...
 
-def embed(token_ids: Tensor, table: Weight) -> Tensor:
-    """[tokens] i32, [vocabulary, hidden] -> [tokens, hidden]."""
+def embed(token_ids: Tensor, table: Weight, *, scale: float = 1.0, residual: Tensor | None = None) -> Tensor:
+    """[tokens] i32, [vocabulary, hidden] -> [tokens, hidden]: the tokens' rows times ``scale``.
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """[.., dim], [dim] -> [.., dim] contiguous; rank 2 or 3 (arXiv 1910.07467)."""
+    residual, as the result: what it is added to in place; it is returned."""
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, residual: Tensor | None = None) -> Tensor:
+    """[.., dim], [dim] -> [.., dim] contiguous; rank 2 or 3 (arXiv 1910.07467). residual: as for embed."""
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, *, residual: Tensor | None = None
+) -> Tensor:
+    """[.., dim], [dim], [dim] -> [.., dim] contiguous; rank 2 or 3 (arXiv 1607.06450). residual: as for embed."""
 
 def linear(
     x: Tensor,
@@ -209,13 +218,19 @@ def linear(
     *,
     norm: Tensor | None = None,
     epsilon: float = 0.0,
+    norm_kind: NormName = "rms",
+    norm_bias: Tensor | None = None,
     activation: ActivationName | None = None,
+    scale: float = 1.0,
+    soft_cap: float = 0.0,
     residual: Tensor | None = None,
 ) -> Tensor:
     """[tokens, in] and weights [out_i, in] that share it -> [tokens, sum(out_i)]: x @ W.T + b, side by side.
 
-    norm [in]: x is rms_norm(x) first. activation: of the output of one weight; with two weights of equal out features
-    a gate, activation(first) * second. residual [tokens, out]: the result is added to it in place, and it is returned.
+    norm [in]: x is rms_norm(x) or layer_norm(x) first. activation: of the output of one weight; with two weights of
+    equal out features a gate, activation(first) * second. Then the result is multiplied by ``scale``, and becomes
+    soft_cap * tanh(result / soft_cap) where that is not 0. residual [tokens, out]: the result is added to it in place,
+    and it is returned.
     """
 
 def rope_angles(
@@ -237,7 +252,7 @@ def rope_append(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    angles: Tensor,
+    angles: Tensor | None,
     slots: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
@@ -250,6 +265,7 @@ def rope_append(
 ) -> None:
     """Rotates q [tokens, heads, head_dim] in place; writes rotated k and v [tokens, kv_heads, head_dim] to their slots of
     the caches [blocks, kv_heads, block_size, head_dim]. slots [tokens] i32 = block * block_size + offset; negative: skip.
+    Without angles nothing turns.
 
     ``key_scales``, ``value_scales``, f32 [blocks, kv_heads, block_size], belong to i8 caches: x = scale * round(x / scale),
     scale = max |x| / 127 of each row. ``q_norm``, ``k_norm`` [head_dim]: weights of an rms_norm of each head before it
@@ -265,13 +281,65 @@ def attention(
     *,
     scale: float,
     window: int = 0,
+    soft_cap: float = 0.0,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
 ) -> Tensor:
     """Causal grouped-query attention of ragged queries over the paged cache -> [tokens, heads * head_dim].
 
     q [tokens, heads, head_dim]; block_tables [sequences, max_blocks], query_starts [sequences + 1],
-    context_lengths [sequences], all i32. ``window``: keys a query sees, itself included; 0: all. Scales: of i8 caches."""
+    context_lengths [sequences], all i32. ``window``: keys a query sees, itself included; 0: all. ``soft_cap``: scores
+    become soft_cap * tanh(score / soft_cap) where it is not 0. Scales: of i8 caches."""
+
+def rope(x: Tensor, angles: Tensor) -> None:
+    """Rotates [tokens, heads, head_dim] in place."""
+
+def encoder_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Grouped-query attention of every token to its whole sequence -> [tokens, heads * head_dim]. No padding, no cache.
+
+    q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]; starts [sequences + 1] i32, from 0 to tokens.
+    ``window``: how far a query sees, before and after it; 0: everything. bias [heads, 2 * reach + 1] f32: added to the
+    score of query i and key j is bias[head, clip(j - i, -reach, reach) + reach]."""
+
+def pool(x: Tensor, starts: Tensor, *, pooling: PoolingName) -> Tensor:
+    """[tokens, dim], [sequences + 1] i32 -> [sequences, dim]; zeros for an empty sequence."""
+
+def route(
+    logits: Tensor,
+    k: int,
+    *,
+    scoring: Literal["softmax", "sigmoid"] = "softmax",
+    normalize: bool = True,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """[tokens, experts] -> the k best of each token, i32 [tokens, k] in falling order, and their weights [tokens, k].
+
+    Weights are softmax or sigmoid of the logits, over all experts; normalize: divided by the sum of the k; then times
+    ``scale``."""
+
+def expert_linear(
+    x: Tensor,
+    weights: Sequence[Sequence[Weight]],
+    experts: Tensor,
+    *,
+    activation: ActivationName | None = None,
+    route_weights: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """x [tokens, in] by the weights of each token's experts, i32 [tokens, k] -> [tokens * k, out].
+
+    weights: of each expert one matrix [out, in], or two: a gate, activation(first) * second. With route_weights
+    [tokens, k], x is [tokens * k, in], and the results of a token, each times its weight, are added to residual
+    [tokens, out], which is returned."""
 
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     """[tokens, dim], [n] i32 -> [n, dim]."""

@@ -55,8 +55,8 @@ struct Context {
     /// Queries [n, heads, head_dim] at the last n positions of `length`.
     Tensor attend(const Tensor& q, std::int64_t length, std::int32_t window = 0) const {
         const auto n = static_cast<std::int32_t>(q.size(0));
-        return attention(q, keys, values, tables, indices({0, n}), indices({static_cast<std::int32_t>(length)}), 0.25F,
-                         window);
+        return attention(q, keys, values, tables, indices({0, n}), indices({static_cast<std::int32_t>(length)}),
+                         {0.25F, window});
     }
 };
 
@@ -204,8 +204,8 @@ TEST_P(CpuAttention, ReadsIntegers) {
         const Tensor tables = indices({3, 0, 5, 1, 4}, {1, 5});
         const Tensor starts = indices({0, queries}), contexts = indices({static_cast<std::int32_t>(length)});
         const Tensor out =
-            attention(q, keys.cache, values.cache, tables, starts, contexts, 0.25F, 0, {keys.scales, values.scales});
-        const Tensor expected = attention(q, keys.unpacked(), values.unpacked(), tables, starts, contexts, 0.25F, 0);
+            attention(q, keys.cache, values.cache, tables, starts, contexts, {0.25F}, {keys.scales, values.scales});
+        const Tensor expected = attention(q, keys.unpacked(), values.unpacked(), tables, starts, contexts, {0.25F});
         for (std::int64_t i = 0; i < out.elements(); ++i) {
             ASSERT_NEAR(get(out, i), get(expected, i), queries > 4 ? 8e-3 : 3e-6) << queries << " queries, " << i;
         }

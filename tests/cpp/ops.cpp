@@ -53,7 +53,7 @@ std::string refusal(const std::function<void()>& op) {
 
 TEST(FrontDoors, SayWhatDoesNotFit) {
     EXPECT_EQ(refusal([] { rms_norm(zeros({2, 128}), zeros({64}), 1e-6F); }),
-              "rms_norm: weight has 64 elements, it must have 128");
+              "norm: weight has 64 elements, it must have 128");
     EXPECT_EQ(refusal([] { embed(zeros({3}), weight(5, 4)); }), "embed: token_ids must be i32 [tokens], not f32[3]");
     EXPECT_EQ(refusal([] { embed(Tensor(), weight(5, 4)); }), "embed: token_ids is not a tensor");
     EXPECT_EQ(refusal([] { embed(indices(2), Weight{}); }), "embed: table is not a tensor");
@@ -69,14 +69,14 @@ TEST(FrontDoors, SayWhatDoesNotFit) {
     EXPECT_EQ(
         refusal([] { linear(zeros({2, 8}), {weight(3, 8), weight(4, 8)}, {}, {.activation = Activation::silu}); }),
         "linear: an activation takes one weight, or two of equal rows");
-    EXPECT_EQ(refusal([] { linear(zeros({2, 8}), {weight(3, 8)}, {}, {.norm = zeros({7})}); }),
+    EXPECT_EQ(refusal([] { linear(zeros({2, 8}), {weight(3, 8)}, {}, {.norm = {zeros({7})}}); }),
               "linear: norm has 7 elements, it must have 8");
     EXPECT_EQ(refusal([] { linear(zeros({2, 8}), {weight(3, 8)}, {}, {.residual = zeros({2, 4})}); }),
               "linear: residual must be [2, 3], not [2, 4]");
     EXPECT_EQ(refusal([] { gather_rows(zeros({2, 7}, DType::f16), indices(1)); }),
               "gather_rows: x must be f32 [tokens, dim], not f16[2, 7]");
     EXPECT_EQ(refusal([] { rms_norm(zeros({2, 8}), zeros({8}), std::nanf("")); }),
-              "rms_norm: epsilon must be finite, not nan");
+              "norm: epsilon must be finite, not nan");
 }
 
 TEST(FrontDoors, GuardWhatTheyWrite) {
@@ -127,7 +127,7 @@ TEST(FrontDoors, CheckAttention) {
     const Tensor keys = zeros({5, 2, 2, 4});
     const auto attend = [&](const Tensor& q, std::int64_t starts, std::int64_t contexts, float scale, int window) {
         return refusal([&] {
-            attention(q, keys, keys, zeros({1, 3}, DType::i32), indices(starts), indices(contexts), scale, window);
+            attention(q, keys, keys, zeros({1, 3}, DType::i32), indices(starts), indices(contexts), {scale, window});
         });
     };
     EXPECT_EQ(attend(zeros({0, 4, 4}), 2, 1, 1.0F, 0), "") << "no tokens";

@@ -81,7 +81,7 @@ struct Decoder {
             const Tensor v =
                 qkv.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim).unflatten(1, {kv_heads, head_dim});
             rope_append(q, k, v, angles, slots, keys, values);
-            const Tensor attended = attention(q, keys, values, tables, starts, contexts, 0.35F);
+            const Tensor attended = attention(q, keys, values, tables, starts, contexts, {0.35F});
             linear(attended, {out_weight}, {}, {.residual = x});
         }
         {
@@ -359,7 +359,7 @@ TEST_F(Recordings, PrintOneLinePerOp) {
     linear(x, {weight}, {normal({4}, 4)});
     recording.close();
     EXPECT_EQ(message(recording),
-              "f32[3, 8] = rms_norm(x f32[3, 8], weight f32[8], epsilon 1e-06)\n"
+              "f32[3, 8] = norm(x f32[3, 8], weight f32[8], rms, epsilon 1e-06)\n"
               "f32[3, 4] = linear(x f32[3, 8], weight bf16[4, 8], bias f32[4], batch_invariant)\n");
 }
 
@@ -370,7 +370,7 @@ TEST_F(Recordings, CountBytesAndOperations) {
     recording.open();
     linear(x, {weight});
     attention(normal({5, 4, 8}, 2), normal({6, 2, 4, 8}, 3), normal({6, 2, 4, 8}, 4),
-              integers({0, 1, 2, 3}).reshape({2, 2}), integers({0, 3, 5}), integers({7, 2}), 1.0F, 4);
+              integers({0, 1, 2, 3}).reshape({2, 2}), integers({0, 3, 5}), integers({7, 2}), {1.0F, 4});
     recording.close();
     const Cost product = cost_of(recording.ops()[0]);
     EXPECT_EQ(product.bytes, 4U * 24 + 2 * 32 + 4 * 12);
@@ -421,7 +421,7 @@ TEST_F(Recordings, NeedNoBlocksOutsideTheWindow) {
     const Tensor starts = integers({0, 2});
     const Tensor contexts = integers({11});
     const auto attend = [&](const std::vector<std::int32_t>& blocks, std::int32_t window) {
-        return attention(q, cache, cache, integers(blocks).reshape({1, 4}), starts, contexts, 1.0F, window);
+        return attention(q, cache, cache, integers(blocks).reshape({1, 4}), starts, contexts, {1.0F, window});
     };
     // The first query stands at position 9 and sees keys from 9 - 4 + 1 = 6 on, in block 1.
     EXPECT_TRUE(same_bits(attend({-1, 2, 3, -1}, 4), attend({0, 2, 3, 1}, 4)));
