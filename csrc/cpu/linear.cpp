@@ -17,21 +17,9 @@ namespace fermi::cpu::FERMI_ISA {
 
 namespace {
 
-/// Up to this many tokens meet bf16 weights in f32.
-constexpr std::int64_t exact_tokens = 4;
-/// Tokens that an item works on: what they need of x for one panel, or all of their int8 rows, stays in the
-/// second-level cache.
-constexpr std::int64_t panel_block_tokens = 128;
-constexpr std::int64_t byte_block_bytes = 384 << 10;
-/// Up to this many tokens, memory is the limit: items are long, since a lane foresees and fetches within its item only.
-constexpr std::int64_t stream_tokens = 32;
-/// Bytes of weights that an item then has at most, so that lanes end together.
-constexpr std::int64_t stream_bytes = 1 << 20;
-
 /// Whether products are of bf16 pairs.
 bool rounds_x(const Linear& op) {
-    static const bool usable = bf16_dot_usable();
-    return usable && op.numerics == Numerics::fast && op.x.size(0) > exact_tokens &&
+    return rounds_to_bf16(op.x.size(0), op.numerics) &&
            std::all_of(op.weights.begin(), op.weights.end(),
                        [](const Weight& weight) { return weight.data.dtype() == DType::bf16; });
 }
@@ -50,30 +38,6 @@ bool gated(const Linear& op) {
     return op.activation.has_value() && op.weights.size() == 2;
 }
 
-std::int64_t tokens_per_item(const Linear& op, InputKind kind) {
-    const std::int64_t tokens = op.x.size(0);
-    if (tokens <= 2) return std::max<std::int64_t>(1, tokens);
-    std::int64_t fitting = panel_block_tokens;
-    if (kind == InputKind::bytes) {
-        fitting = std::clamp<std::int64_t>(byte_block_bytes / std::max<std::int64_t>(1, op.x.size(1)), 1, 256);
-    }
-    const std::int64_t blocks = (tokens + fitting - 1) / fitting;
-    // Equal blocks: 257 tokens are not 256 and 1.
-    return round_up((tokens + blocks - 1) / blocks, kind == InputKind::bytes ? byte_tile_tokens : tile_rows);
-}
-
-/// Small enough for the lanes to end together, large enough to stream. Whole tiles.
-std::int64_t outputs_per_item(const Linear& op, InputKind kind, int lanes) {
-    const std::int64_t tile = kind == InputKind::bytes ? byte_tile_strips * strip_rows : 2 * tile_columns;
-    const std::int64_t rows = op.out.size(1);
-    if (op.x.size(0) <= stream_tokens) {
-        const auto row_bytes = static_cast<std::int64_t>(op.weights[0].bytes()) / std::max<std::int64_t>(1, rows);
-        const std::int64_t most = round_up(stream_bytes / std::max<std::int64_t>(1, row_bytes), tile);
-        return std::clamp(round_up(rows / (4 * lanes), tile), tile, most);
-    }
-    return std::clamp(round_up(rows / (8 * lanes), tile), tile, round_up(buffered(op) ? 32 : 144, tile));
-}
-
 /// Everything a lane needs to know of the op.
 struct Work {
     const Linear& op;
@@ -85,8 +49,9 @@ struct Work {
         : op(linear),
           inputs(linear.x, {input_kind(linear), linear.x.size(1), linear.weights[0].group()},
                  linear.norm.defined() ? &linear : nullptr),
-          tokens(tokens_per_item(linear, inputs.kind())),
-          outputs(outputs_per_item(linear, inputs.kind(), lanes)) {}
+          tokens(tokens_per_item(inputs.kind(), linear.x.size(0), linear.x.size(1))),
+          outputs(outputs_per_item(inputs.kind(), linear.weights[0], linear.x.size(0), linear.out.size(1),
+                                   buffered(linear), lanes)) {}
 
     std::size_t saved_bytes() const {
         return inputs.kind() == InputKind::bytes ? 0 : round_up_size(dense_scratch(tokens));
@@ -109,21 +74,6 @@ void multiply(const Work& work, const std::byte* rows, std::size_t index, const 
     const Tensor* bias = !op.biases.empty() && op.biases[index].defined() ? &op.biases[index] : nullptr;
     multiply(ProductRows{work.inputs.kind(), rows, work.inputs.row_bytes()}, op.weights[index], bias, item, results,
              saved);
-}
-
-/// to = f(y), or f(y) · other; added to what is there, or in its place.
-template <class Function>
-void activate(const float* y, const float* other, float* to, std::int64_t n, bool add) {
-    for (std::int64_t i = 0; i < n; i += Vec::width) {
-        const int count = static_cast<int>(std::min<std::int64_t>(Vec::width, n - i));
-        const auto part = [&](const float* from) {
-            return count == Vec::width ? load(from + i) : load_partial(from + i, count);
-        };
-        Vec value = Function::apply(part(y));
-        if (other != nullptr) value = value * part(other);
-        if (add) value = part(to) + value;
-        count == Vec::width ? store(to + i, value) : store_partial(to + i, value, count);
-    }
 }
 
 /// An item of an op with an activation: by way of the buffer.

@@ -1,11 +1,24 @@
 #include "cpu/linear_product.h"
 
+#include <algorithm>
+
 #include "cpu/linear_dense.h"
 #include "cpu/linear_packed.h"
 
 namespace fermi::cpu::FERMI_ISA {
 
 namespace {
+
+/// Up to this many tokens meet bf16 weights in f32.
+constexpr std::int64_t exact_tokens = 4;
+/// Tokens that an item works on: what they need of x for one panel, or all of their int8 rows, stays in the
+/// second-level cache.
+constexpr std::int64_t panel_block_tokens = 128;
+constexpr std::int64_t byte_block_bytes = 384 << 10;
+/// Up to this many tokens, memory is the limit: items are long, since a lane foresees and fetches within its item only.
+constexpr std::int64_t stream_tokens = 32;
+/// Bytes of weights that an item then has at most, so that lanes end together.
+constexpr std::int64_t stream_bytes = 1 << 20;
 
 /// Calls visitor(Dot{}, FormatTag{}, Scale{}) for a packed weight.
 template <class Visitor>
@@ -45,6 +58,37 @@ void multiply(const ProductRows& x, const Weight& weight, const Tensor* bias, co
             });
         }
     }
+}
+
+bool rounds_to_bf16(std::int64_t tokens, Numerics numerics) {
+    static const bool usable = bf16_dot_usable();
+    return usable && numerics == Numerics::fast && tokens > exact_tokens;
+}
+
+std::int64_t tokens_per_item(InputKind kind, std::int64_t tokens, std::int64_t columns) {
+    if (tokens <= 2) return std::max<std::int64_t>(1, tokens);
+    std::int64_t fitting = panel_block_tokens;
+    if (kind == InputKind::bytes) {
+        fitting = std::clamp<std::int64_t>(byte_block_bytes / std::max<std::int64_t>(1, columns), 1, 256);
+    }
+    const std::int64_t blocks = (tokens + fitting - 1) / fitting;
+    // Equal blocks: 257 tokens are not 256 and 1.
+    return round_up((tokens + blocks - 1) / blocks, kind == InputKind::bytes ? byte_tile_tokens : tile_rows);
+}
+
+std::int64_t tile_outputs(InputKind kind) {
+    return kind == InputKind::bytes ? byte_tile_strips * strip_rows : 2 * tile_columns;
+}
+
+std::int64_t outputs_per_item(InputKind kind, const Weight& weight, std::int64_t tokens, std::int64_t rows,
+                              bool buffered, int lanes) {
+    const std::int64_t tile = tile_outputs(kind);
+    if (tokens <= stream_tokens) {
+        const auto row_bytes = static_cast<std::int64_t>(weight.bytes()) / std::max<std::int64_t>(1, weight.rows());
+        const std::int64_t most = round_up(stream_bytes / std::max<std::int64_t>(1, row_bytes), tile);
+        return std::clamp(round_up(rows / (4 * lanes), tile), tile, most);
+    }
+    return std::clamp(round_up(rows / (8 * lanes), tile), tile, round_up(buffered ? 32 : 144, tile));
 }
 
 }  // namespace fermi::cpu::FERMI_ISA

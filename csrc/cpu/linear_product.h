@@ -19,4 +19,18 @@ struct ProductRows {
 void multiply(const ProductRows& x, const Weight& weight, const Tensor* bias, const Item& item, const Results& results,
               Vec* saved);
 
+/// Whether `numerics` let x be rounded to bf16 for so many tokens, where weights are bf16.
+bool rounds_to_bf16(std::int64_t tokens, Numerics numerics);
+
+/// Tokens that an item works on, of so many.
+std::int64_t tokens_per_item(InputKind kind, std::int64_t tokens, std::int64_t columns);
+
+/// Outputs that an item works on: few enough for the lanes to end together, enough to stream. Whole tiles.
+/// `rows`: of the op, all of which are like the weight's. `buffered`: results wait for an activation.
+std::int64_t outputs_per_item(InputKind kind, const Weight& weight, std::int64_t tokens, std::int64_t rows,
+                              bool buffered, int lanes);
+
+/// Outputs of a tile, of which items are made.
+std::int64_t tile_outputs(InputKind kind);
+
 }  // namespace fermi::cpu::FERMI_ISA
