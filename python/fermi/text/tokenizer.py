@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import tokenizers
 
@@ -15,9 +16,16 @@ from fermi.text.decoders import CLEANUPS, StreamDecoder, byte_level_bytes, fallb
 from fermi.text.folder import read_object
 from fermi.text.special_tokens import added_tokens, end_ids, extra_tokens, named_tokens
 
-__all__ = ["Tokenizer"]
+__all__ = ["Encoded", "Tokenizer"]
 
 _NO_LIMIT = 10**9  # Transformers writes 10**30 for "no limit" into model_max_length
+
+
+class Encoded(NamedTuple):
+    """The tokens of a text or a pair of texts; the types tell a pair's first text (0) from its second (1)."""
+
+    token_ids: list[int]
+    type_ids: list[int] | None = None
 
 
 class Tokenizer:
@@ -43,11 +51,13 @@ class Tokenizer:
         add_eos_token: bool = False,
         clean_up_spaces: bool = False,
         model_max_length: int | None = None,
+        truncation_side: Literal["left", "right"] = "right",
         chat_template: ChatTemplate | None = None,
     ) -> None:
         """A tokenizer over a loaded ``tokenizers.Tokenizer``, whose truncation and padding are switched off.
 
         ``add_bos_token``, ``add_eos_token``: ``encode`` adds them where the post-processor does not do so itself.
+        ``truncation_side``: where a text loses tokens that is to be cut.
         """
         backend.no_truncation()
         backend.no_padding()
@@ -69,6 +79,7 @@ class Tokenizer:
         self._prefix = _missing(self.bos_token_id, around) if add_bos_token else []
         self._suffix = _missing(eos_token_id, around) if add_eos_token else []
 
+        self._truncation_side = truncation_side
         self._clean_up_spaces = clean_up_spaces
         specification = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else None
         self._decoder_plan = plan_decoder(specification, clean_up_spaces)
@@ -76,10 +87,11 @@ class Tokenizer:
         self._byte_fallback = '"ByteFallback"' in json.dumps(specification)
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Tokenizer:
+    def from_folder(cls, folder: str | Path, *, lower_case: bool = False) -> Tokenizer:
         """The tokenizer of a checkpoint folder: tokenizer.json, and the configs beside it as far as they are there.
 
-        CheckpointError naming the file when one is missing or malformed.
+        ``lower_case``: bring texts to lower case first. CheckpointError naming the file when one is missing or
+        malformed.
         """
         folder = Path(folder)
         path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
@@ -96,6 +108,9 @@ class Tokenizer:
         with _errors_of(path):
             backend = tokenizers.Tokenizer.from_file(str(path))
             backend.encode_special_tokens = config.get("split_special_tokens") is True
+            if lower_case:
+                own = [] if backend.normalizer is None else [backend.normalizer]
+                backend.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), *own])
             _add_missing(
                 backend, added_tokens(config, config_path), [*named.values(), *extra_tokens(config, config_path)]
             )
@@ -109,6 +124,7 @@ class Tokenizer:
                 clean_up_spaces=config.get("clean_up_tokenization_spaces") is True
                 and not isinstance(backend.model, tokenizers.models.BPE),
                 model_max_length=int(limit) if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT else None,
+                truncation_side="left" if config.get("truncation_side") == "left" else "right",
                 chat_template=chat_template,
             )
 
@@ -121,15 +137,67 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """``encode`` of each text, on all cores."""
+        encodings = self._checked(
+            texts, lambda: self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        )
+        if not add_special_tokens:
+            return [encoding.ids for encoding in encodings]
+        return [[*self._prefix, *encoding.ids, *self._suffix] for encoding in encodings]
+
+    def encode_truncated(self, text: str, max_length: int) -> list[int]:
+        """``encode`` of a text that loses tokens where there would be more than ``max_length``."""
+        encoding = self._bare([text])[0]
+        encoding.truncate(self._room(max_length, pair=False), direction=self._truncation_side)
+        return [*self._prefix, *self._backend.post_process(encoding).ids, *self._suffix]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> list[Encoded]:
+        """Pairs of texts as the tokenizer joins them, with their types; cut at ``max_length`` tokens, the longer of
+        the two first, as Transformers' ``longest_first``. RequestError for text that is not valid Unicode.
+        """
+        joined = self._checked(
+            [text for pair in pairs for text in pair], lambda: self._backend.encode_batch(list(pairs))
+        )
+        found = [self._joined(encoding.ids, encoding.type_ids) for encoding in joined]
+        if max_length is None:
+            return found
+        room = self._room(max_length, pair=True)
+        for place, each in enumerate(found):
+            if len(each.token_ids) <= max_length:
+                continue
+            first, second = self._bare(pairs[place])
+            lengths = _longest_first(len(first.ids), len(second.ids), room)
+            for encoding, length in zip((first, second), lengths, strict=True):
+                encoding.truncate(length, direction=self._truncation_side)
+            encoding = self._backend.post_process(first, second)
+            found[place] = self._joined(encoding.ids, encoding.type_ids)
+        return found
+
+    def _checked(
+        self, texts: Sequence[str], encode: Callable[[], list[tokenizers.Encoding]]
+    ) -> list[tokenizers.Encoding]:
+        """What the library makes of texts. RequestError where it cannot."""
         try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            return encode()
         except BaseException as error:  # a panic of the library is not an Exception
             if not _is_failure(error):
                 raise
             raise RequestError(_why_not_encoded(texts, error)) from error
-        if not add_special_tokens:
-            return [encoding.ids for encoding in encodings]
-        return [[*self._prefix, *encoding.ids, *self._suffix] for encoding in encodings]
+
+    def _joined(self, token_ids: list[int], type_ids: list[int]) -> Encoded:
+        last = type_ids[-1] if type_ids else 0
+        return Encoded(
+            [*self._prefix, *token_ids, *self._suffix],
+            [*([0] * len(self._prefix)), *type_ids, *([last] * len(self._suffix))],
+        )
+
+    def _bare(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """Texts without what the tokenizer adds around them."""
+        return self._checked(texts, lambda: self._backend.encode_batch(list(texts), add_special_tokens=False))
+
+    def _room(self, max_length: int, *, pair: bool) -> int:
+        """Tokens of the text itself among so many."""
+        added = self._backend.num_special_tokens_to_add(pair) + len(self._prefix) + len(self._suffix)
+        return max(0, max_length - added)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids. Unknown ids stand for nothing; RequestError for what cannot be an id."""
@@ -186,6 +254,18 @@ class Tokenizer:
         if self._decoder_plan is None:
             return None
         return StreamDecoder([make(continues) for make in self._decoder_plan])
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts stay in ``room``, where the longer one is cut until both are alike."""
+    if first + second <= room:
+        return first, second
+    short = min(first, second)
+    if 2 * short >= room:
+        less, more = room // 2, room - room // 2
+    else:
+        less, more = short, room - short
+    return (less, more) if first <= second else (more, less)
 
 
 def _missing(token_id: int | None, around: Sequence[int]) -> list[int]:
