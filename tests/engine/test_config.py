@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fermi.engine.config import EngineConfig, cache_size
+from fermi.engine.window import reach_of
 from fermi.errors import ConfigError
 from fermi.models.inputs import KVSpec
 
@@ -77,3 +79,20 @@ def test_the_model_bounds_the_context() -> None:
 def test_bad_settings_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         EngineConfig(**settings)
+
+
+def test_a_window_lets_sequences_outgrow_the_cache() -> None:
+    memory = 128 * 16 * 10
+    config = EngineConfig(kv_cache_memory=memory, max_num_batched_tokens=64)
+    assert cache_size(config, SPEC, 1000, 10**9, window=100).max_model_len == 1000
+    assert cache_size(config, SPEC, 1000, 10**9, window=145).max_model_len == 1000
+    assert cache_size(config, SPEC, 1000, 10**9, window=146).max_model_len == 160  # 146 tokens may lie in 11 blocks
+    with pytest.raises(ConfigError, match="holds 160 tokens"):
+        cache_size(replace(config, max_model_len=161), SPEC, 1000, 10**9, window=146)
+    size = cache_size(EngineConfig(max_num_seqs=3, max_num_batched_tokens=64), SPEC, 1000, 10**9, window=100)
+    assert (size.blocks, size.max_model_len) == (3 * 12, 1000)
+
+
+@pytest.mark.parametrize(("windows", "reach"), [((), 0), ((0, 0), 0), ((4, 0), 0), ((4, 4), 4), ((4, 9), 9)], ids=str)
+def test_blocks_go_when_no_layer_sees_them(windows: tuple[int, ...], reach: int) -> None:
+    assert reach_of(windows) == reach

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -11,44 +12,60 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fermi.engine.blocks import BlockPool
+from fermi.engine.blocks import BlockPool, root_key
 from fermi.engine.event import Event, TokenLogprobs
 from fermi.engine.eviction import LRU, eviction_policy
 from fermi.engine.limits import Limits
 from fermi.engine.plan import Plan, StepOutput
 from fermi.engine.sampling import Sampling
 from fermi.engine.scheduler import Scheduler
-from fermi.engine.sequence import Request
+from fermi.engine.sequence import Group, Request, Sequence
 from fermi.errors import ContextLengthError, RequestError
 
 VOCAB = 50
 EOS = 7
 
 
-def next_token(history: tuple[int, ...], index: int, produced: int) -> int:
-    digest = blake2b(repr((history, index, produced)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % VOCAB
+def digest(*what: object) -> int:
+    return int.from_bytes(blake2b(repr(what).encode(), digest_size=8).digest(), "little")
 
 
-def score(history: tuple[int, ...]) -> float:
-    return -1.0 - next_token(history, 0, 0)
+def next_token(state: object, index: int, produced: int) -> int:
+    return digest(state, index, produced) % VOCAB
 
 
-def expected_tokens(request: Request, index: int, max_model_len: int) -> list[int]:
+def score(state: int) -> float:
+    return -1.0 - next_token(state, 0, 0)
+
+
+def first_seen(position: int, window: int) -> int:
+    return max(0, position - window + 1) if window else 0
+
+
+def states(token_ids: Iterable[int], window: int = 0) -> list[int]:
+    """What a model keeps of each token: it depends on the token and on what is kept of those that it sees."""
+    kept: list[int] = []
+    for position, token in enumerate(token_ids):
+        kept.append(digest(token, kept[first_seen(position, window) :]))
+    return kept
+
+
+def expected_tokens(request: Request, index: int, max_model_len: int, window: int = 0) -> list[int]:
     """What the request gives when nothing else exists."""
-    history, output = list(request.prompt_token_ids), []
+    output: list[int] = []
+    kept = states(request.prompt_token_ids, window)
     sampling = request.sampling
-    while len(output) < sampling.max_tokens and len(history) < max_model_len:
-        token = next_token(tuple(history), index, len(output))
+    while len(output) < sampling.max_tokens and len(kept) < max_model_len:
+        token = next_token(kept[-1], index, len(output))
         output.append(token)
-        history.append(token)
+        kept.append(digest(token, kept[first_seen(len(kept), window) :]))
         if token in sampling.stop_token_ids or (token in request.eos_token_ids and not sampling.ignore_eos):
             break
     return output
 
 
 class FakeRunner:
-    """Keeps (position, token) where a model keeps keys and values."""
+    """Keeps (position, state) where a model keeps keys and values."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
@@ -72,30 +89,35 @@ class FakeRunner:
                 block = sequence.blocks[position // size]
                 assert self.pool.references(block) == len(work.draws or [sequence])  # nobody else sees the write
                 assert self.pool.key(block) is None
-                self.memory[block][position % size] = (position, sequence.token_ids[position])
+                seen = [self.state(sequence, each) for each in range(self.first_seen(position), position)]
+                self.memory[block][position % size] = (position, digest(sequence.token_ids[position], seen))
         for number, work in enumerate(plan.work):
             if work.scores:
                 sequence = work.sequence
                 output.prompt_logprobs[number] = [
-                    TokenLogprobs(sequence.token_ids[position + 1], score(self.history(sequence, position + 1)), 1, [])
+                    TokenLogprobs(sequence.token_ids[position + 1], score(self.state(sequence, position)), 1, [])
                     for position in range(work.scored, work.scored + work.scores)
                 ]
             for sequence in work.draws:
-                history = self.history(sequence, work.start + work.length)
-                assert list(history) == list(sequence.token_ids)
+                assert work.start + work.length == len(sequence.token_ids)
+                state = self.state(sequence, work.start + work.length - 1)
                 place = len(output.token_ids)
                 if sequence.group.request.id in self.errors:
                     output.token_ids.append(-1)
                     output.errors[place] = "told to fail"
                 else:
-                    output.token_ids.append(next_token(history, sequence.index, sequence.output_length))
+                    output.token_ids.append(next_token(state, sequence.index, sequence.output_length))
         return output
 
-    def history(self, sequence: Any, length: int) -> tuple[int, ...]:
+    def first_seen(self, position: int) -> int:
+        return first_seen(position, self.scheduler.limits.window)
+
+    def state(self, sequence: Sequence, position: int) -> int:
         size = self.pool.block_size
-        entries = [self.memory[sequence.blocks[position // size]][position % size] for position in range(length)]
-        assert [position for position, _ in entries] == list(range(length))
-        return tuple(token for _, token in entries)
+        assert position // size >= sequence.dropped
+        kept, state = self.memory[sequence.blocks[position // size]][position % size]
+        assert kept == position
+        return state
 
 
 def make(
@@ -121,6 +143,13 @@ def request(name: str, prompt: list[int], **sampling: Any) -> Request:
 def step(scheduler: Scheduler, runner: FakeRunner, now: float = 0.0) -> list[Event]:
     plan = scheduler.schedule(now)
     return scheduler.commit(plan, runner.run(plan), now)
+
+
+def scheduler_keys(scheduler: Scheduler, item: Request) -> list[bytes]:
+    """The keys of a prompt's full blocks."""
+    sequence = Group(item, 0.0, 0, root_key(0, 0)).sequences[0]
+    size = scheduler.pool.block_size
+    return [sequence.key(place, size) for place in range(len(item.prompt_token_ids) // size)]
 
 
 def drain(scheduler: Scheduler, runner: FakeRunner, limit: int = 2000) -> list[Event]:
@@ -280,7 +309,7 @@ def test_prompt_log_probabilities_are_complete_and_bounded_per_step() -> None:
         (told,) = [event.prompt_logprobs for event in events if event.request_id == name and event.prompt_logprobs]
         assert told[0] is None
         assert [entry and entry.token_id for entry in told[1:]] == prompt[1:]
-        assert [entry and entry.logprob for entry in told[1:]] == [score(tuple(prompt[:end])) for end in range(1, 21)]
+        assert [entry and entry.logprob for entry in told[1:]] == [score(state) for state in states(prompt)[:20]]
 
 
 def test_abort_frees_the_blocks_at_once() -> None:
@@ -419,17 +448,102 @@ def test_refusals() -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
+def blocks_needed(length: int, window: int, size: int) -> int:
+    """The most blocks that the computation of a token sees, by looking at each."""
+    return max(position // size - first_seen(position, window) // size + 1 for position in range(length))
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 5, 8, 13, 100])
+@pytest.mark.parametrize("budget", [8, 16, 64])
+@pytest.mark.parametrize("cache", [True, False])
+def test_windows_give_their_blocks_back(window: int, budget: int, cache: bool) -> None:
+    needed = blocks_needed(64, window, 4)
+    for blocks in (needed, needed + 3, 40):
+        scheduler = make(blocks=blocks, cache=cache, budget=budget, window=window)
+        runner = FakeRunner(scheduler)
+        for item in MIXED:
+            scheduler.add(item, 0.0)
+        events = drain(scheduler, runner)
+        for item in MIXED:
+            for index in range(item.sampling.n):
+                expected = expected_tokens(item, index, 64, window)
+                assert tokens_of(events, item.id, index) == expected, (item.id, blocks)
+
+
+def test_a_sequence_may_be_much_longer_than_the_pool() -> None:
+    scheduler = make(blocks=6, budget=8, length=1000, window=12)
+    runner = FakeRunner(scheduler)
+    item = request("r", prompt_of(500), max_tokens=400)
+    scheduler.add(item, 0.0)
+    steps = 0
+    while len(tokens := tokens_of(step(scheduler, runner), "r")) == 0:
+        steps += 1
+        assert scheduler.stats().blocks.used <= 6
+    assert steps == -(-500 // 8) - 1  # no chunk was cut short
+    tokens += tokens_of(drain(scheduler, runner), "r")
+    assert tokens == expected_tokens(item, 0, 1000, 12)
+    assert scheduler.stats().preemptions == 0
+    with pytest.raises(RequestError, match="900 tokens can never fit the KV cache of 12 tokens"):
+        make(blocks=3, length=1000, window=12).check(item)
+
+
+def test_a_decode_holds_the_blocks_of_its_window() -> None:
+    scheduler = make(blocks=20, budget=16, length=200, window=9)
+    runner = FakeRunner(scheduler)
+    scheduler.add(request("r", prompt_of(30), max_tokens=100, n=2), 0.0)
+    while scheduler.has_work:
+        step(scheduler, runner)
+        if all(sequence.computed > 42 for sequence in scheduler._running):  # their own, all of them
+            assert scheduler.stats().blocks.used <= 3 * len(scheduler._running)
+
+
+@pytest.mark.parametrize("length", [35, 36, 37])
+def test_a_prompt_goes_on_after_the_last_window_that_is_cached(length: int) -> None:
+    scheduler = make(blocks=12, budget=16, window=10)
+    runner = FakeRunner(scheduler)
+    pool = scheduler.pool
+    first, second = (request(name, prompt_of(length), max_tokens=1) for name in ("first", "second"))
+    scheduler.add(first, 0.0)
+    before = drain(scheduler, runner)
+    for _ in range(pool.total - length // 4):  # a request of another prompt …
+        pool.allocate()
+    lost = [pool.allocate() for _ in range(2)]  # … evicts the start of this one
+    assert not set(lost) & set(pool.find(scheduler_keys(scheduler, first), 3)[-3:])
+    pool.release(lost)
+    computed = runner.computed
+    scheduler.add(second, 0.0)
+    events = step(scheduler, runner)
+    cached = min(length - length % 4, length - 1)
+    assert runner.computed - computed == length - cached
+    assert events[-1].cached_tokens == cached
+    assert tokens_of(events, "second") == tokens_of(before, "first") == expected_tokens(first, 0, 64, 10)
+
+
+def test_a_start_whose_last_window_is_not_cached_is_computed_again() -> None:
+    pool = BlockPool(8, 4, LRU())
+    keys = [bytes([place]) for place in range(6)]
+    blocks = [pool.allocate() for _ in keys]
+    for place in (0, 1, 3, 4, 5):
+        pool.publish(blocks[place], keys[place])
+    assert pool.find(keys) == blocks[:2]
+    assert pool.find(keys, 1) == [*blocks[:2], -1, *blocks[3:]]
+    assert pool.find(keys, 3) == [*blocks[:2], -1, *blocks[3:]]
+    assert pool.find(keys, 4) == blocks[:2]
+    assert pool.find(keys[:5], 3) == blocks[:2]
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Requests come, go, fail and expire in any order over a pool that is usually too small."""
 
     @initialize(
-        blocks=st.integers(6, 14),
+        blocks=st.integers(1, 14),
+        window=st.sampled_from([0, 0, 1, 2, 3, 4, 5, 9, 30]),
         seqs=st.integers(1, 5),
         more=st.integers(0, 10),
         rows=st.integers(1, 6),
         policy=st.sampled_from(["lru", "lfu", "fifo", None]),
     )
-    def start(self, blocks: int, seqs: int, more: int, rows: int, policy: str | None) -> None:
+    def start(self, blocks: int, window: int, seqs: int, more: int, rows: int, policy: str | None) -> None:
         limits = Limits(
             max_num_seqs=seqs,
             max_num_batched_tokens=seqs + more,
@@ -437,6 +551,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             vocab_size=VOCAB,
             max_scored_rows=rows,
             rope_original_length=12,
+            window=window,
         )
         pool = BlockPool(blocks, 3, None if policy is None else eviction_policy(policy))
         self.scheduler = Scheduler(pool, limits)
@@ -467,6 +582,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt_logprobs=scored,
             eos_token_ids=frozenset({EOS}),
         )
+        longest = min(18, length + max_tokens)
+        if blocks_needed(longest, self.scheduler.limits.window, 3) > self.scheduler.pool.total:
+            with pytest.raises(RequestError, match="can never fit"):
+                self.scheduler.add(item, self.now)
+            return
         self.scheduler.add(item, self.now)
         self.requests[item.id] = item
 
@@ -496,12 +616,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def blocks_are_conserved(self) -> None:
         scheduler = self.scheduler
         stats = scheduler.stats()
-        held = [block for sequence in scheduler._running for block in sequence.blocks]
+        held = [block for sequence in scheduler._running for block in sequence.held]
         assert stats.blocks.used == len(set(held))
         assert stats.blocks.free + stats.blocks.used + stats.blocks.cached == stats.blocks.total
         assert all(scheduler.pool.references(block) == held.count(block) for block in held)
         assert stats.running <= scheduler.limits.max_num_seqs
         assert all(not sequence.blocks for sequence in scheduler._waiting)
+        for sequence in scheduler._running:
+            assert sequence.dropped == first_seen(sequence.computed, scheduler.limits.window) // 3
         assert scheduler._running == sorted(scheduler._running, key=lambda sequence: sequence.order)
 
     def teardown(self) -> None:
@@ -518,12 +640,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             for index in range(item.sampling.n):
                 self.check_history(item, index)
 
+    def expected(self, item: Request, index: int) -> list[int]:
+        return expected_tokens(item, index, 18, self.scheduler.limits.window)
+
     def check_history(self, item: Request, index: int) -> None:
         events = [event for event in self.events if (event.request_id, event.index) == (item.id, index)]
         ends = [event.finish_reason for event in events]
         assert ends[:-1] == [None] * (len(ends) - 1)
         assert ends[-1] is not None
-        tokens, expected = tokens_of(events, item.id, index), expected_tokens(item, index, 18)
+        tokens, expected = tokens_of(events, item.id, index), self.expected(item, index)
         assert tokens == (expected if ends[-1] in ("stop", "length") else expected[: len(tokens)])
         if index == 0 and item.sampling.prompt_logprobs is not None and ends[-1] in ("stop", "length"):
             told = [event.prompt_logprobs for event in events if event.prompt_logprobs is not None]

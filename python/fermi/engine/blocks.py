@@ -149,15 +149,22 @@ class BlockPool:
         """Makes a referenced block unfindable, as its content is about to be written."""
         self._forget(block)
 
-    def find(self, keys: Iterable[bytes]) -> list[int]:
-        """The blocks of the longest known start of a chain; nothing is counted or referenced."""
-        found = []
+    def find(self, keys: Iterable[bytes], last: int | None = None) -> list[int]:
+        """The blocks of the longest known start of a chain; nothing is counted or referenced.
+
+        ``last``: how many blocks at its end must be known for a start to be so; None: all. -1 stands for the others.
+        """
+        found: list[int] = []
+        usable = known = 0  # blocks of the longest start so far; known blocks in a row
         for key in keys:
-            block = self._blocks.get(key)
-            if block is None:
-                break
+            block = self._blocks.get(key, -1)
             found.append(block)
-        return found
+            if block < 0 and last is None:
+                break
+            known = 0 if block < 0 else known + 1
+            if known >= len(found) or (last is not None and known >= last):
+                usable = len(found)
+        return found[:usable]
 
     def idle(self, blocks: Iterable[int]) -> int:
         """How many of the blocks are unreferenced, so that taking them uses up available ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fermi.engine.window import Window
 from fermi.errors import ConfigError
 from fermi.models.inputs import KVSpec
 
@@ -72,15 +73,16 @@ class CacheSize:
 
     Attributes:
         blocks: of the KV cache.
-        max_model_len: tokens of one sequence; the cache holds at least one that long.
+        max_model_len: tokens of one sequence; the cache holds at least one that long, or its window.
     """
 
     blocks: int
     max_model_len: int
 
 
-def cache_size(config: EngineConfig, spec: KVSpec, model_len: int, free_memory: int) -> CacheSize:
-    """Divides memory into blocks. ``model_len``: tokens that the model reaches; ``free_memory``: bytes.
+def cache_size(config: EngineConfig, spec: KVSpec, model_len: int, free_memory: int, *, window: int = 0) -> CacheSize:
+    """Divides memory into blocks. ``model_len``: tokens that the model reaches; ``free_memory``: bytes; ``window``:
+    tokens that a query of any layer sees (0: all): no sequence needs the blocks before.
 
     Raises:
         ConfigError: ``max_model_len`` is beyond the model, or one such sequence does not fit; says how many tokens do.
@@ -93,14 +95,16 @@ def cache_size(config: EngineConfig, spec: KVSpec, model_len: int, free_memory: 
     if allowed > free_memory:
         raise ConfigError(f"kv_cache_memory ({allowed} bytes) is more than the {free_memory} bytes that are free")
     blocks = allowed // (spec.bytes_per_token * config.block_size)
+    reach = Window(window, config.block_size)
     fitting = blocks * config.block_size
     wanted = model_len if config.max_model_len is None else config.max_model_len
-    if fitting < (wanted if config.max_model_len is not None else 1):
+    slides = reach.most_blocks(wanted) <= blocks
+    if not slides and fitting < (wanted if config.max_model_len is not None else 1):
         raise ConfigError(
             f"a KV cache of {allowed} bytes holds {fitting} tokens at {spec.bytes_per_token} bytes each; max_model_len "
             f"is {wanted}: raise kv_cache_memory or lower max_model_len"
         )
-    length = min(wanted, fitting)
+    length = wanted if slides else min(wanted, fitting)
     if config.kv_cache_memory is None:
-        blocks = min(blocks, config.max_num_seqs * -(-length // config.block_size))
+        blocks = min(blocks, config.max_num_seqs * reach.most_blocks(length, config.max_num_batched_tokens))
     return CacheSize(blocks, length)

@@ -20,6 +20,7 @@ from fermi.engine.runner import Runner
 from fermi.engine.sampling import Sampling
 from fermi.engine.scheduler import Scheduler, SchedulerStats
 from fermi.engine.sequence import Group, Request
+from fermi.engine.window import Window, reach_of
 from fermi.errors import EngineError
 from fermi.models import KVCache, KVSpec, Model
 
@@ -56,7 +57,9 @@ class Engine:
     def __init__(self, model: Model, config: EngineConfig, *, scheduler: type[Scheduler] = Scheduler) -> None:
         """Allocates the KV cache. ConfigError when it would not hold one sequence of ``max_model_len`` tokens."""
         spec = config.kv_spec(model.kv_spec)
-        size = cache_size(config, spec, model.max_position_embeddings, model.backend.memory()[0])
+        reach = reach_of(getattr(model, "windows", ()))
+        free_memory = model.backend.memory()[0]
+        size = cache_size(config, spec, model.max_position_embeddings, free_memory, window=reach)
         pool = BlockPool(
             size.blocks, config.block_size, eviction_policy(config.eviction) if config.prefix_cache else None
         )
@@ -67,6 +70,7 @@ class Engine:
             vocab_size=model.vocab_size,
             max_scored_rows=max(16, SCORED_NUMBERS // model.vocab_size),
             rope_original_length=model.rope_original_length if model.rope_depends_on_length else None,
+            window=reach,
         )
         self.kv_spec = spec
         kv = KVCache.allocate(spec, size.blocks, config.block_size, model.backend)
@@ -160,17 +164,21 @@ class Engine:
         request = Request(id="", prompt_token_ids=token_ids, sampling=Sampling(max_tokens=0))
         self.check(request)
         pool, limits = self._scheduler.pool, self._scheduler.limits
+        chunk, window = limits.max_scored_rows, Window(limits.window, pool.block_size)
         sequence = Group(request, 0.0, 0, b"").sequences[0]
-        needed = -(-len(token_ids) // pool.block_size)
+        needed = window.most_blocks(len(token_ids), chunk)
         if needed > pool.available:
             raise EngineError(f"{len(token_ids)} tokens need {needed} blocks; {pool.available} are free")
         logits = np.empty((len(token_ids), limits.vocab_size), np.float32)
-        sequence.blocks = array("i", (pool.allocate() for _ in range(needed)))
         try:
-            for start in range(0, len(token_ids), limits.max_scored_rows):
-                length = min(limits.max_scored_rows, len(token_ids) - start)
+            for start in range(0, len(token_ids), chunk):
+                length = min(chunk, len(token_ids) - start)
+                pool.release(sequence.blocks[sequence.dropped : window.first_block(start)])
+                sequence.dropped = window.first_block(start)
+                while len(sequence.blocks) * pool.block_size < start + length:
+                    sequence.blocks.append(pool.allocate())
                 work = Work(sequence, start, length, scored=start, scores=length)
                 logits[start : start + length] = self._runner.compute([work])
         finally:
-            pool.release(sequence.blocks)
+            pool.release(sequence.held)
         return logits

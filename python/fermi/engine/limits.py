@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from fermi.engine.sequence import Request
+from fermi.engine.window import Window
 from fermi.errors import ContextLengthError, RequestError
 
 __all__ = ["Limits"]
@@ -22,6 +23,7 @@ class Limits:
         max_scored_rows: rows of logits per step for prompt log-probabilities.
         rope_original_length: a longer prompt shares cached blocks only with prompts of its own length, because the
             model's rotary frequencies depend on it. None: they do not.
+        window: tokens that a query of any layer sees, itself included; blocks beyond are given back. 0: all.
     """
 
     max_num_seqs: int
@@ -30,9 +32,10 @@ class Limits:
     vocab_size: int
     max_scored_rows: int = 64
     rope_original_length: int | None = None
+    window: int = 0
 
-    def check(self, request: Request, cache_tokens: int) -> None:
-        """RequestError when the request can never be served with a KV cache of that many tokens."""
+    def check(self, request: Request, cache_blocks: int, block_size: int) -> None:
+        """RequestError when the request can never be served with a KV cache of that many blocks."""
         sampling, length = request.sampling, len(request.prompt_token_ids)
         if length == 0:
             raise RequestError("the prompt is empty", param="prompt")
@@ -47,8 +50,8 @@ class Limits:
         for name, token_ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
             self._check_token_ids(name, token_ids)
         longest = min(length + sampling.max_tokens, self.max_model_len)
-        if longest > cache_tokens:
-            message = f"{longest} tokens can never fit the KV cache of {cache_tokens} tokens"
+        if Window(self.window, block_size).most_blocks(longest) > cache_blocks:
+            message = f"{longest} tokens can never fit the KV cache of {cache_blocks * block_size} tokens"
             raise RequestError(message, param="max_tokens")
 
     def _check_token_ids(self, name: str, token_ids: Collection[int]) -> None:

@@ -13,6 +13,7 @@ from fermi.engine.event import Event, FinishReason, Timing, TokenLogprobs
 from fermi.engine.limits import Limits
 from fermi.engine.plan import Plan, StepOutput, Work
 from fermi.engine.sequence import Group, Request, Sequence
+from fermi.engine.window import Window
 from fermi.errors import RequestError
 
 __all__ = ["Scheduler", "SchedulerStats"]
@@ -44,11 +45,16 @@ class Scheduler:
     Sequences that draw a token come first, one token each; prompts share what the budget leaves, in chunks. When blocks
     run out, the last in order (priority, then arrival) gives up its blocks and is computed again later, so the first in
     order always advances and every request ends.
+
+    Where every layer of the model looks through a window, a sequence gives back the blocks that have left it after each
+    step, and a prompt gets blocks for a window and a step's tokens at a time: it may be longer than the pool. What was
+    given back may stay in the prefix cache; a prompt goes on after the longest start whose last window is there.
     """
 
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
         self.pool = pool
         self.limits = limits
+        self._window = Window(limits.window, pool.block_size)
         self._groups: dict[str, Group] = {}
         self._running: list[Sequence] = []  # both in order
         self._waiting: list[Sequence] = []
@@ -82,7 +88,7 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """RequestError when the request can never be served. Reads nothing that changes: any thread may call it."""
-        self.limits.check(request, self.pool.total * self.pool.block_size)
+        self.limits.check(request, self.pool.total, self.pool.block_size)
 
     def add(self, request: Request, now: float) -> None:
         """Queues a request; RequestError when it can never be served, or when its id is in use."""
@@ -130,6 +136,8 @@ class Scheduler:
                 late = None if group.first_token is not None else "the deadline passed before the first token"
                 self._end(group, "deadline", now, late)
         plan = Plan()
+        if self._running and not self._running[0].decodes:
+            self._make_room(self._running[0], plan)  # before the others take what there is
         budget = self.limits.max_num_batched_tokens - self._schedule_decodes(plan)
         self._schedule_prefills(plan, budget)
         for work in plan.work:
@@ -174,6 +182,8 @@ class Scheduler:
         """Chunks of prompts: the first in order gets half of the tokens and rows, and what the others leave."""
         rows = self.limits.max_scored_rows
         prefilling = [sequence for sequence in self._running if not sequence.decodes]
+        for sequence in prefilling:
+            self._extend(sequence)
         kept = min(prefilling[0].remaining, (budget + 1) // 2) if prefilling else 0
         kept_rows = (rows + 1) // 2 if prefilling else 0
         budget, rows = budget - kept, rows - kept_rows
@@ -191,7 +201,8 @@ class Scheduler:
     def _schedule_chunk(self, plan: Plan, sequence: Sequence, budget: int, rows: int) -> tuple[int, int]:
         """Adds as much of a prompt as the budget and the rows to score allow; returns what is left of both."""
         group = sequence.group
-        start, length = sequence.computed, min(sequence.remaining, budget)
+        start = sequence.computed
+        length = min(sequence.remaining, budget, len(sequence.blocks) * self.pool.block_size - start)
         scored = max(start, group.scored) if sequence.index == 0 else sequence.prompt_length
         scores = max(0, min(start + length, sequence.prompt_length - 1) - scored)
         if scores > rows:
@@ -213,30 +224,36 @@ class Scheduler:
             insort(self._waiting, sequence, key=_order)
         for sequence in born[:places]:
             sequence.blocks = parent.blocks[:]
-            self.pool.share(sequence.blocks)
+            sequence.dropped = parent.dropped
+            self.pool.share(sequence.held)
             insort(self._running, sequence, key=_order)
         return born[:places]
 
     def _admit(self, sequence: Sequence, plan: Plan) -> bool:
-        """Gives a waiting sequence blocks for all its tokens, found ones first; False where there are too few."""
+        """Gives a waiting sequence blocks, found ones first, for all its tokens or as many as its window lets it hold
+        at a time; False where there are too few."""
         pool, length = self.pool, len(sequence.token_ids)
         group = sequence.group
         found: list[int] = []
         must_score = sequence.index == 0 and group.scored < sequence.prompt_length - 1
         if pool.caches and not must_score:
-            found = pool.find(sequence.key(place, pool.block_size) for place in range(length // pool.block_size))
+            keys = (sequence.key(place, pool.block_size) for place in range(length // pool.block_size))
+            found = pool.find(keys, self._window.chain)
         computed = min(len(found) * pool.block_size, length - 1)
         rewrites = computed < len(found) * pool.block_size  # the last token's block
         shared = rewrites and pool.references(found[-1]) > 0
-        needed = self._blocks_for(length) - len(found) + shared
+        dropped = self._window.first_block(computed)
+        taken = found[dropped:]
+        needed = self._end_of_blocks(length, dropped) - len(found) + shared
         spare = len(self._running)  # each that runs may soon need one
-        if needed + spare > pool.available - pool.idle(found):
+        if needed + spare > pool.available - pool.idle(taken):
             return False
         fresh = sequence.output_length == 0 and sequence.index == 0 and group.started is None
-        pool.take(found, length if fresh else 0, computed if fresh else 0)
+        pool.take(taken, length if fresh else 0, computed if fresh else 0)
         if fresh:
             group.cached_tokens = computed
-        sequence.blocks = array("i", found)
+        sequence.blocks = array("i", [0] * dropped + taken)
+        sequence.dropped = dropped
         sequence.computed = computed
         sequence.published = len(found)
         if shared:
@@ -245,8 +262,28 @@ class Scheduler:
             pool.withdraw(found[-1])
         if rewrites:
             sequence.published -= 1
-        sequence.blocks.extend(pool.allocate() for _ in range(self._blocks_for(length) - len(found)))
+        self._extend(sequence)
         return True
+
+    def _extend(self, sequence: Sequence) -> None:
+        """Gives a prompt the blocks that its window lets it hold, as far as the others that run leave some."""
+        missing = self._end_of_blocks(len(sequence.token_ids), sequence.dropped) - len(sequence.blocks)
+        if missing > 0:
+            others = len(self._running) - (sequence in self._running)
+            for _ in range(min(missing, self.pool.available - others)):
+                sequence.blocks.append(self.pool.allocate())
+
+    def _end_of_blocks(self, length: int, dropped: int) -> int:
+        """The number of the block after the last that a prompt may hold, its first ``dropped`` given back."""
+        most = self._window.most_blocks(length, self.limits.max_num_batched_tokens)
+        return min(-(-length // self.pool.block_size), dropped + min(most, self.pool.total))
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Gives back the blocks that no query will see again."""
+        first = self._window.first_block(sequence.computed)
+        if first > sequence.dropped:
+            self.pool.release(sequence.blocks[sequence.dropped : first])
+            sequence.dropped = first
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
@@ -255,13 +292,11 @@ class Scheduler:
         self._preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.blocks)
+        self.pool.release(sequence.held)
         sequence.blocks = array("i")
+        sequence.dropped = 0
         sequence.computed = 0
         sequence.published = 0
-
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self.pool.block_size)
 
     # Its results
 
@@ -286,7 +321,7 @@ class Scheduler:
         return self._take_events()
 
     def _advance(self, work: Work) -> None:
-        """Counts tokens as computed, and offers blocks that are full now to the prefix cache."""
+        """Counts tokens as computed, offers blocks that are full now to the prefix cache, and gives back old ones."""
         sequence, pool = work.sequence, self.pool
         sequence.computed = work.start + work.length
         full = sequence.computed // pool.block_size
@@ -298,6 +333,8 @@ class Scheduler:
             sibling.computed = sequence.computed
             sibling.published = full
             sibling.keys = sequence.keys[:]
+        for each in work.draws or [sequence]:
+            self._drop(each)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, now: float) -> None:
         group = sequence.group

@@ -65,6 +65,7 @@ class Sequence:
     Attributes:
         computed: tokens whose keys and values are in the cache; the others are computed next.
         blocks: block of tokens 0 … block_size - 1, of the next block_size, …
+        dropped: the first of ``blocks`` that no query will see again: given back, their numbers mean nothing.
         keys: content keys of the first full blocks of ``token_ids``, as far as they were needed.
         published: blocks that were offered to the prefix cache.
         order: sorts sequences by priority, then arrival, then index.
@@ -76,6 +77,7 @@ class Sequence:
         "computed",
         "constraint",
         "draws",
+        "dropped",
         "finished",
         "group",
         "index",
@@ -97,6 +99,7 @@ class Sequence:
         self.prompt_length = len(self.token_ids)
         self.computed = 0
         self.blocks = array("i")
+        self.dropped = 0
         self.keys: list[bytes] = []
         self.published = 0
         self.finished = False
@@ -107,6 +110,11 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens to compute before the next can be drawn."""
         return len(self.token_ids) - self.computed
+
+    @property
+    def held(self) -> array[int]:
+        """The blocks that it has a reference to."""
+        return self.blocks[self.dropped :]
 
     @property
     def output_length(self) -> int:
