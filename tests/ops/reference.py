@@ -302,3 +302,34 @@ def quantize(
         least = np.where(errors < least, errors, least)
     levels = (levels_of(best) + zeros[:, None]).astype(np.int32).reshape(rows, -1)[:, :columns]
     return Packed(levels, best.reshape(rows, groups), zeros.astype(np.int32).reshape(rows, groups), group)
+
+
+def route(logits: Doubles, k: int, scoring: str, normalize: bool, scale: float) -> tuple[Integers, Doubles]:
+    """[tokens, experts] -> the k best of each token, in falling order, the first of equal ones first; their weights."""
+    if scoring == "softmax":
+        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores /= scores.sum(axis=1, keepdims=True)
+    else:
+        scores = 1 / (1 + np.exp(-logits))
+    experts = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    weights = np.take_along_axis(scores, experts, axis=1)
+    if normalize:
+        weights /= weights.sum(axis=1, keepdims=True)
+    return experts.astype(np.int32), scale * weights
+
+
+def expert_linear(
+    x: Doubles, weights: Sequence[Sequence[Doubles]], experts: Integers, activation: str | None = None
+) -> Doubles:
+    """Rows [tokens * k, columns], each by the one or two [rows, columns] of its expert of [tokens, k]."""
+    out = np.empty((len(x), len(weights[0][0])))
+    for row, expert in enumerate(experts.reshape(-1)):
+        first, *others = (matrix @ x[row] for matrix in weights[expert])
+        first = first if activation is None else ACTIVATIONS[activation](first)
+        out[row] = first * others[0] if others else first
+    return out
+
+
+def combine(rows: Doubles, route_weights: Doubles) -> Doubles:
+    """[tokens * k, rows], [tokens, k] -> [tokens, rows]: each token's, times their weights, added up."""
+    return np.einsum("tkr,tk->tr", rows.reshape(*route_weights.shape, rows.shape[1]), route_weights)
