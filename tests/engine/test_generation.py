@@ -224,10 +224,34 @@ def test_the_context_can_be_filled(model: Model) -> None:
 def test_recordings_hold_no_more_than_allowed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     items = requests(max_tokens=12)
     expected = tokens(run(engine(model), items))
-    monkeypatch.setattr(runner, "KEPT_BYTES", 1)
-    made = engine(model)
-    assert tokens(run(made, items, stagger=1)) == expected
-    assert len(made._runner._decodes) == 1  # type: ignore[attr-defined]
+    for bound in ("KEPT_DECODE_BYTES", "KEPT_MIXED_BYTES", "MOST_KEPT"):
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, bound, 1)
+            made = engine(model)
+            assert tokens(run(made, items, stagger=1)) == expected
+            kept = made._runner
+            most = {"KEPT_DECODE_BYTES": (0, 64), "KEPT_MIXED_BYTES": (64, 0), "MOST_KEPT": (1, 1)}[bound]
+            assert len(kept._decodes) <= most[0]  # type: ignore[attr-defined]
+            assert len(kept._mixed) <= most[1]  # type: ignore[attr-defined]
+
+
+def test_a_recording_of_a_shape_is_used_again(model: Model) -> None:
+    rng = np.random.default_rng(3)
+    items = [
+        Request(
+            id=f"r{number}",
+            prompt_token_ids=rng.integers(0, VOCAB, 150).tolist(),
+            sampling=Sampling(temperature=0, max_tokens=5),
+        )
+        for number in range(4)
+    ]
+    expected = tokens(alone(model, items, max_num_batched_tokens=512))
+    made = engine(model, max_num_batched_tokens=32, max_num_seqs=8)
+    found: dict[str, list[int]] = {}
+    for item in items:
+        found |= tokens(run(made, [item]))
+    assert found == expected
+    assert len(made._runner._mixed) == 2  # type: ignore[attr-defined]  # chunks of 32 tokens, and the last of 22
 
 
 @st.composite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
 import numpy as np
@@ -11,7 +12,7 @@ from fermi import _C
 from fermi.engine.plan import Work
 from fermi.models.inputs import Batch
 
-__all__ = ["DecodeArrays", "mixed_batch"]
+__all__ = ["DecodeArrays", "MixedArrays"]
 
 Integers = npt.NDArray[np.int32]
 
@@ -54,30 +55,55 @@ class DecodeArrays:
         self._columns[:] = np.array(columns, np.int32).T
 
 
-def mixed_batch(work: Items[Work], rows: Items[int], block_size: int) -> Batch:
-    """Any tokens of any sequences. ``rows``: which of the step's tokens need logits."""
-    starts = np.zeros(len(work) + 1, np.int32)
-    np.cumsum([part.length for part in work], out=starts[1:])
-    token_ids, positions, rope_lengths, slots = np.empty((4, starts[-1]), np.int32)
-    ends = [part.start + part.length for part in work]
-    block_tables = np.zeros((len(work), max(-(-end // block_size) for end in ends)), np.int32)
-    for row, (part, end) in enumerate(zip(work, ends, strict=True)):
-        sequence = part.sequence
-        span = slice(starts[row], starts[row + 1])
-        place = np.arange(part.start, end, dtype=np.int32)
-        blocks = np.array(sequence.blocks[: -(-end // block_size)], np.int32)
-        token_ids[span] = sequence.token_ids[part.start : end]
-        positions[span] = place
-        rope_lengths[span] = np.maximum(sequence.prompt_length, place + 1)
-        slots[span] = blocks[place // block_size] * block_size + place % block_size
-        block_tables[row, : len(blocks)] = blocks
-    return Batch(
-        token_ids=_C.Tensor.from_numpy(token_ids),
-        positions=_C.Tensor.from_numpy(positions),
-        rope_lengths=_C.Tensor.from_numpy(rope_lengths),
-        slots=_C.Tensor.from_numpy(slots),
-        query_starts=_C.Tensor.from_numpy(starts),
-        context_lengths=_C.Tensor.from_numpy(np.array(ends, np.int32)),
-        block_tables=_C.Tensor.from_numpy(block_tables),
-        logit_rows=_C.Tensor.from_numpy(np.array(rows, np.int32)),
-    )
+class MixedArrays:
+    """Any ``tokens`` of ``sequences``, with logits of ``rows``, in memory that a compiled recording reads at every run.
+
+    ``max_blocks``: of the longest sequence.
+    """
+
+    def __init__(self, tokens: int, sequences: int, rows: int, max_blocks: int, block_size: int) -> None:
+        self._block_size = block_size
+        self._columns: Integers = np.empty((4, tokens), np.int32)
+        self._starts: Integers = np.zeros(sequences + 1, np.int32)
+        self._context_lengths: Integers = np.empty(sequences, np.int32)
+        self._block_tables: Integers = np.zeros((sequences, max_blocks), np.int32)
+        self._rows: Integers = np.empty(rows, np.int32)
+        token_ids, positions, rope_lengths, slots = self._columns
+        self.batch = Batch(
+            token_ids=_C.Tensor.from_numpy(token_ids),
+            positions=_C.Tensor.from_numpy(positions),
+            rope_lengths=_C.Tensor.from_numpy(rope_lengths),
+            slots=_C.Tensor.from_numpy(slots),
+            query_starts=_C.Tensor.from_numpy(self._starts),
+            context_lengths=_C.Tensor.from_numpy(self._context_lengths),
+            block_tables=_C.Tensor.from_numpy(self._block_tables),
+            logit_rows=_C.Tensor.from_numpy(self._rows),
+        )
+
+    def fill(self, work: Items[Work]) -> None:
+        """Takes in the parts of a step."""
+        starts, block_size = self._starts, self._block_size
+        np.cumsum([part.length for part in work], out=starts[1:])
+        token_ids, positions, rope_lengths, slots = self._columns
+        for row, part in enumerate(work):
+            sequence, end = part.sequence, part.start + part.length
+            span = slice(starts[row], starts[row + 1])
+            place = np.arange(part.start, end, dtype=np.int32)
+            blocks = np.array(sequence.blocks[: -(-end // block_size)], np.int32)
+            token_ids[span] = sequence.token_ids[part.start : end]
+            positions[span] = place
+            rope_lengths[span] = np.maximum(sequence.prompt_length, place + 1)
+            slots[span] = blocks[place // block_size] * block_size + place % block_size
+            self._context_lengths[row] = end
+            self._block_tables[row, : len(blocks)] = blocks
+        self._rows[:] = list(_logit_rows(work))
+
+
+def _logit_rows(work: Items[Work]) -> Iterable[int]:
+    """Which of a step's tokens need logits: of each part those that are scored, and the last if it draws."""
+    start = 0
+    for part in work:
+        yield from range(start + part.scored - part.start, start + part.scored - part.start + part.scores)
+        if part.draws:
+            yield start + part.length - 1
+        start += part.length

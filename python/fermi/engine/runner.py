@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from fermi import _C
-from fermi.engine.batch import DecodeArrays, mixed_batch
+from fermi.engine.batch import DecodeArrays, MixedArrays
 from fermi.engine.drawing import Drawing
 from fermi.engine.plan import Plan, StepOutput, Work
 from fermi.models import Batch, KVCache, Model
@@ -18,17 +18,52 @@ __all__ = ["Runner"]
 
 Logits = npt.NDArray[np.float32]
 
-#: Bytes of intermediate results that compiled recordings may hold together; those used longest ago are dropped.
-KEPT_BYTES = 2**28
+#: Bytes of intermediate results that recordings may hold together: those of one token for each of so many sequences,
+#: and those of other shapes. What is larger is described anew for each step.
+KEPT_DECODE_BYTES = 2**28
+KEPT_MIXED_BYTES = 2**25
+#: Recordings of each kind; one takes about 2 KiB for each of its ops.
+MOST_KEPT = 64
+
+#: Tokens, sequences, rows of logits, columns of the block tables.
+Shape = tuple[int, int, int, int]
 
 
-class CompiledDecode:
-    """The recording of one token for each of ``size`` sequences, described once and run at every step."""
+class Compiled:
+    """The recording of a shape, described once and run at every step of that shape."""
 
-    def __init__(self, runner: Runner, size: int) -> None:
-        self.arrays = DecodeArrays(size, runner.max_blocks, runner.block_size)
-        self.step, self.logits = runner.describe(self.arrays.batch)
+    def __init__(self, runner: Runner, arrays: DecodeArrays | MixedArrays) -> None:
+        self.arrays = arrays
+        self.step, self.logits = runner.describe(arrays.batch)
         self.step.compile()
+
+    def run(self, work: list[Work]) -> Logits:
+        """The logits of a step, good until the next one."""
+        self.arrays.fill(work)
+        self.step.run()
+        return self.logits.numpy()
+
+
+class Kept:
+    """Recordings by shape. Those used longest ago go when all hold more than ``most_bytes`` together."""
+
+    def __init__(self, make: Callable[[Shape], Compiled], most_bytes: int) -> None:
+        self._make = make
+        self._most_bytes = most_bytes
+        self._made: OrderedDict[Shape, Compiled] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def get(self, shape: Shape) -> Compiled:
+        """The recording of a shape, made if there is none."""
+        found = self._made.pop(shape, None) or self._make(shape)
+        self._made[shape] = found
+        held = sum(each.step.workspace_bytes for each in self._made.values())
+        while held > self._most_bytes or len(self._made) > MOST_KEPT:
+            _, dropped = self._made.popitem(last=False)
+            held -= dropped.step.workspace_bytes
+        return found
 
 
 class Runner:
@@ -37,13 +72,14 @@ class Runner:
     def __init__(
         self, model: Model, kv: KVCache, *, block_size: int, max_model_len: int, batch_invariant: bool = False
     ) -> None:
-        self.block_size = block_size
-        self.max_blocks = -(-max_model_len // block_size)
+        self._block_size = block_size
+        self._max_blocks = -(-max_model_len // block_size)
         self._model = model
         self._kv = kv
         self._batch_invariant = batch_invariant
         self._drawing = Drawing(model.vocab_size, model.backend.threads)
-        self._decodes: OrderedDict[int, CompiledDecode] = OrderedDict()
+        self._decodes = Kept(self._make_decode, KEPT_DECODE_BYTES)
+        self._mixed = Kept(self._make_mixed, KEPT_MIXED_BYTES)
 
     def run(self, plan: Plan) -> StepOutput:
         """Computes a plan and draws its tokens."""
@@ -55,18 +91,15 @@ class Runner:
 
     def compute(self, work: list[Work]) -> Logits:
         """Logits [rows, vocab]: for each work its scored positions, then the last if it draws; good until the next."""
-        if all(part.length == 1 and part.draws and not part.scores for part in work):
-            decode = self._decode(len(work))
-            decode.arrays.fill(work)
-            decode.step.run()
-            return decode.logits.numpy()
-        step, logits = self.describe(mixed_batch(work, list(_logit_rows(work)), self.block_size))
-        step.run()
-        return logits.numpy()
+        decodes = all(part.length == 1 and part.draws and not part.scores for part in work)
+        kept = self._decodes if decodes else self._mixed
+        return kept.get(self._shape(work)).run(work)
 
     def cost(self, work: list[Work]) -> tuple[int, int]:
         """Bytes that the work must move and operations that it must do, each weight, key and value read once."""
-        step, _ = self.describe(mixed_batch(work, list(_logit_rows(work)), self.block_size))
+        arrays = MixedArrays(*self._shape(work), self._block_size)
+        arrays.fill(work)
+        step, _ = self.describe(arrays.batch)
         return sum(cost.bytes for cost in step.costs), sum(cost.operations for cost in step.costs)
 
     def describe(self, batch: Batch) -> tuple[_C.Recording, _C.Tensor]:
@@ -75,15 +108,20 @@ class Runner:
             logits = self._model(batch, self._kv)
         return step, logits
 
-    def _decode(self, size: int) -> CompiledDecode:
-        """The compiled recording of a batch size, made when it is first needed."""
-        decodes = self._decodes
-        if size not in decodes:
-            decodes[size] = CompiledDecode(self, size)
-            while len(decodes) > 1 and sum(each.step.workspace_bytes for each in decodes.values()) > KEPT_BYTES:
-                decodes.popitem(last=False)
-        decodes.move_to_end(size)
-        return decodes[size]
+    def _shape(self, work: list[Work]) -> Shape:
+        """Block tables are as wide as the longest sequence needs, rounded up: scratch memory follows their width, and
+        shapes recur."""
+        tokens = sum(part.length for part in work)
+        rows = sum(part.scores + bool(part.draws) for part in work)
+        longest = max(part.start + part.length for part in work)
+        needed = -(-longest // self._block_size)
+        return tokens, len(work), rows, min(self._max_blocks, max(16, 1 << (needed - 1).bit_length()))
+
+    def _make_decode(self, shape: Shape) -> Compiled:
+        return Compiled(self, DecodeArrays(shape[0], shape[3], self._block_size))
+
+    def _make_mixed(self, shape: Shape) -> Compiled:
+        return Compiled(self, MixedArrays(*shape, self._block_size))
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         """Copies blocks of every layer, in order: a later copy may read or overwrite what an earlier one wrote."""
@@ -93,13 +131,3 @@ class Runner:
                     for tensor in cache.tensors:
                         _C.copy(tensor.narrow(0, destination, 1), tensor.narrow(0, source, 1))
         step.run()
-
-
-def _logit_rows(work: Iterable[Work]) -> Iterable[int]:
-    """Which of a step's tokens need logits."""
-    start = 0
-    for part in work:
-        yield from range(start + part.scored - part.start, start + part.scored - part.start + part.scores)
-        if part.draws:
-            yield start + part.length - 1
-        start += part.length
