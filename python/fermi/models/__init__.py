@@ -11,27 +11,43 @@ from fermi import _C
 from fermi.models.checkpoint import Checkpoint
 from fermi.models.config import DecoderConfig
 from fermi.models.decoder import Decoder
+from fermi.models.embedding import EmbeddingModel, TokenSequence, is_embedding_model, load_embedding_model
 from fermi.models.fields import Fields
+from fermi.models.gemma import Gemma
+from fermi.models.gemma2 import Gemma2
+from fermi.models.gemma3 import Gemma3, Gemma3Text
+from fermi.models.gpt2 import GPT2
+from fermi.models.gpt_neox import GPTNeoX
+from fermi.models.granite import Granite
 from fermi.models.inputs import Batch, KVCache, KVSpec
 from fermi.models.llama import Llama
 from fermi.models.mistral import Mistral
 from fermi.models.model import Model
+from fermi.models.olmo2 import Olmo2
+from fermi.models.phi import Phi
+from fermi.models.phi3 import Phi3
 from fermi.models.quantization_config import QuantizationConfig
 from fermi.models.qwen2 import Qwen2
 from fermi.models.qwen3 import Qwen3
+from fermi.models.smollm3 import SmolLM3
+from fermi.models.starcoder2 import Starcoder2
 from fermi.models.weights import MatrixRole, Tap, Transform, Weights
 
 __all__ = [
     "ARCHITECTURES",
     "Batch",
+    "EmbeddingModel",
     "KVCache",
     "KVSpec",
     "MatrixRole",
     "Model",
     "QuantizationConfig",
     "Tap",
+    "TokenSequence",
     "Transform",
     "Weights",
+    "is_embedding_model",
+    "load_embedding_model",
     "load_model",
     "quantization_of",
     "random_model",
@@ -41,10 +57,22 @@ __all__ = [
 #: By config.json's model_type.
 ARCHITECTURES: Mapping[str, type[Decoder[Any]]] = MappingProxyType(
     {
+        "gemma": Gemma,
+        "gemma2": Gemma2,
+        "gemma3": Gemma3,
+        "gemma3_text": Gemma3Text,
+        "gpt2": GPT2,
+        "gpt_neox": GPTNeoX,
+        "granite": Granite,
         "llama": Llama,
         "mistral": Mistral,
+        "olmo2": Olmo2,
+        "phi": Phi,
+        "phi3": Phi3,
         "qwen2": Qwen2,
         "qwen3": Qwen3,
+        "smollm3": SmolLM3,
+        "starcoder2": Starcoder2,
     }
 )
 
@@ -87,10 +115,10 @@ def random_model(
 def read_config(fields: Fields) -> tuple[type[Decoder[Any]], DecoderConfig]:
     """The architecture that a config.json names, and its config. Raises CheckpointError naming the field."""
     architecture = fields.choice("model_type", ARCHITECTURES, default="absent")
-    expected = f"{architecture.__name__}ForCausalLM"
+    expected = architecture.classes or (f"{architecture.__name__}ForCausalLM",)
     classes = fields.strings("architectures")
-    if classes and expected.lower() not in (name.lower() for name in classes):
-        raise fields.unsupported("architectures", f"is {', '.join(classes)}; supported: {expected}")
+    if classes and {name.lower() for name in expected}.isdisjoint(name.lower() for name in classes):
+        raise fields.unsupported("architectures", f"is {', '.join(classes)}; supported: {', '.join(expected)}")
     config = architecture.read_config(fields)
     fields.refuse_rest()
     return architecture, config

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 #: What becomes of the logits of so many labels; None: nothing.
-ActivationOf: TypeAlias = Callable[[int], _C.ActivationName | None]
+ActivationOf: TypeAlias = "Callable[[int], _C.ActivationName | None]"
 
 #: What a reranker that generates answers with, where nothing else is said.
 YES, NO = "yes", "no"
