@@ -37,6 +37,22 @@ bool comparable(const Tensor& a, const Tensor& b) {
     return a.device() == b.device() && a.storage()->data() != nullptr && b.storage()->data() != nullptr;
 }
 
+/// Both repeat with the same pitch along `axis`, and by multiples of it along the axes before, and lie apart within it.
+bool apart_along(const Tensor& a, const Tensor& b, int axis) {
+    const auto bytes = [](const Tensor& tensor, int at) {
+        return tensor.stride(at) * static_cast<std::int64_t>(size_of(tensor.dtype()));
+    };
+    const std::int64_t pitch = bytes(a, axis);
+    if (pitch <= 0 || pitch != bytes(b, axis)) return false;
+    for (int before = 0; before < axis; ++before) {
+        if (bytes(a, before) % pitch != 0 || bytes(b, before) % pitch != 0) return false;
+    }
+    const Span first = span_of(a, axis + 1);
+    const Span second = span_of(b, axis + 1);
+    const std::int64_t lead = ((second.first + distance(a, b) - first.first) % pitch + pitch) % pitch;
+    return lead >= first.end - first.first && lead + (second.end - second.first) <= pitch;
+}
+
 }  // namespace
 
 bool same_range(const Tensor& a, const Tensor& b) {
@@ -49,14 +65,10 @@ bool same_range(const Tensor& a, const Tensor& b) {
 
 bool overlap(const Tensor& a, const Tensor& b) {
     if (!same_range(a, b)) return false;
-    if (a.rank() < 2 || b.rank() < 2) return true;
-    const std::int64_t pitch = a.stride(0) * static_cast<std::int64_t>(size_of(a.dtype()));
-    if (pitch <= 0 || pitch != b.stride(0) * static_cast<std::int64_t>(size_of(b.dtype()))) return true;
-    // Rows repeat with the same pitch: they are apart if they are within one pitch.
-    const Span first = span_of(a, 1);
-    const Span second = span_of(b, 1);
-    const std::int64_t lead = ((second.first + distance(a, b) - first.first) % pitch + pitch) % pitch;
-    return lead < first.end - first.first || lead + (second.end - second.first) > pitch;
+    for (int axis = 0; axis < std::min(a.rank(), b.rank()) - 1; ++axis) {
+        if (apart_along(a, b, axis)) return false;
+    }
+    return true;
 }
 
 bool overlaps_itself(const Tensor& tensor) {
