@@ -30,24 +30,36 @@ class Fields:
         self._values = values
         self._path = path
         self._read: set[str] = set()
+        self._spelling: Mapping[str, str] = {}
 
     @classmethod
     def from_file(cls, file: Path) -> Fields:
         return cls(read_json(file), file)
 
+    def spelled(self, names: Mapping[str, str]) -> Fields:
+        """The same fields for a reader that knows some of them by other names: by its name, the file's.
+
+        What is read of one counts as read of the other.
+        """
+        other = Fields(self._values, self.file, self._path)
+        other._read = self._read
+        other._spelling = {**self._spelling, **names}
+        return other
+
     def __contains__(self, name: str) -> bool:
-        return self._values.get(name) is not None
+        return self._values.get(self._spelled(name)) is not None
 
     def malformed(self, name: str, problem: str) -> CheckpointError:
         """The error to raise for a value that makes no sense."""
-        return CheckpointError(f"{self.file}: {self._path}{name} {problem}")
+        return CheckpointError(f"{self.file}: {self._path}{self._spelled(name)} {problem}")
 
     def unsupported(self, name: str, problem: str) -> UnsupportedModelError:
         """The error to raise for a value that fermi does not honour."""
-        return UnsupportedModelError(f"{self.file}: {self._path}{name} {problem}")
+        return UnsupportedModelError(f"{self.file}: {self._path}{self._spelled(name)} {problem}")
 
     def raw(self, name: str) -> object:
         """The value as it stands, or None."""
+        name = self._spelled(name)
         self._read.add(name)
         return self._values.get(name)
 
@@ -63,7 +75,7 @@ class Fields:
 
     def optional_integer(self, name: str, *, absent: int | None = None) -> int | None:
         """A positive integer; None where the field is null; ``absent`` where it does not stand."""
-        if name not in self._values:
+        if self._spelled(name) not in self._values:
             return absent
         return None if self.raw(name) is None else self.integer(name)
 
@@ -71,7 +83,10 @@ class Fields:
         """A finite number greater than ``above``."""
         return self._number(name, self._value(name, default), above)
 
-    def optional_number(self, name: str, *, above: float = 0.0) -> float | None:
+    def optional_number(self, name: str, *, above: float = 0.0, absent: float | None = None) -> float | None:
+        """None where the field is null; ``absent`` where it does not stand."""
+        if self._spelled(name) not in self._values:
+            return absent
         return None if self.raw(name) is None else self.number(name, above=above)
 
     def numbers(self, name: str, *, above: float = 0.0) -> tuple[float, ...]:
@@ -112,7 +127,7 @@ class Fields:
             return None
         if not isinstance(value, dict):
             raise self.malformed(name, f"must be an object, not {_shown(value)}")
-        return Fields(value, self.file, f"{self._path}{name}.")
+        return Fields(value, self.file, f"{self._path}{self._spelled(name)}.")
 
     def expect(self, name: str, *values: object) -> None:
         """Refuses a field that asks for anything but ``values``, the only ones that the model's math knows."""
@@ -122,14 +137,18 @@ class Fields:
 
     def ignore(self, names: frozenset[str]) -> None:
         """Counts as read what cannot change the model's output."""
-        self._read |= names
+        self._read |= {self._spelled(name) for name in names}
 
     def refuse_rest(self) -> None:
         """Refuses fields that nobody has read."""
-        rest = [name for name in self._values if name in self and name not in self._read]
+        rest = [name for name, value in self._values.items() if value is not None and name not in self._read]
         if rest:
             shown = ", ".join(f"{self._path}{name} = {_shown(self._values[name])}" for name in rest)
             raise UnsupportedModelError(f"{self.file}: not supported: {shown}")
+
+    def _spelled(self, name: str) -> str:
+        """The name as the file writes it."""
+        return self._spelling.get(name, name)
 
     def _value(self, name: str, default: object) -> object:
         value = self.raw(name)

@@ -38,5 +38,5 @@ class Llama(Decoder[LlamaConfig]):
     def attention(self, config: LlamaConfig, layer: int, weights: Weights) -> Attention:
         return Attention(weights, config, bias=config.attention_bias, output_bias=config.attention_bias)
 
-    def mlp(self, config: LlamaConfig, weights: Weights) -> GatedMlp:
+    def mlp(self, config: LlamaConfig, layer: int, weights: Weights) -> GatedMlp:
         return GatedMlp(weights, config, bias=config.mlp_bias)

@@ -18,6 +18,7 @@ class Model(ABC):
         vocab_size: entries of a row of logits.
         max_position_embeddings: tokens of the longest context, scaling of the rotary embedding included.
         kv_spec: what it caches for each token.
+        windows: of each layer, the tokens that a query sees, itself included; 0: all.
         dtype: of the weights that are not packed.
         weight_format: of the projections: int8, int4, or a dtype.
         parameters: how many numbers the weights hold; a tied head counts once.
@@ -30,6 +31,7 @@ class Model(ABC):
     vocab_size: int
     max_position_embeddings: int
     kv_spec: KVSpec
+    windows: tuple[int, ...]
     dtype: _C.DTypeName
     weight_format: str
     parameters: int

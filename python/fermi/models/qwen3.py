@@ -40,6 +40,6 @@ class Qwen3(Decoder[Qwen3Config]):
             config,
             bias=config.attention_bias,
             output_bias=config.attention_bias,
-            norm_epsilon=config.rms_norm_eps,
+            norm_epsilon=config.norm_epsilon,
             window=config.windows[layer],
         )

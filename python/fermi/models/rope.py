@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fermi import _C
 from fermi.models.fields import Fields
 
-__all__ = ["RopeParameters", "RopeTable"]
+__all__ = ["LONGROPE_ONLY", "RopeParameters", "RopeTable"]
 
 Frequencies = npt.NDArray[np.float32]
 
@@ -260,6 +260,12 @@ SCALINGS: Mapping[str, type[Scaling]] = MappingProxyType(
 )
 
 
+#: Of the Phi-3 family, whose earlier files write other names for the same.
+LONGROPE_ONLY: Mapping[str, type[Scaling]] = MappingProxyType(
+    {"default": Default, "longrope": LongRope, "su": LongRope, "yarn": LongRope}
+)
+
+
 @dataclass(frozen=True)
 class RopeParameters:
     """The rotary embedding of a config.json, in the older form (rope_theta, rope_scaling) or the newer one."""
@@ -268,19 +274,54 @@ class RopeParameters:
     context: Context
 
     @classmethod
-    def read(cls, fields: Fields, *, head_dim: int, max_position_embeddings: int) -> RopeParameters:
+    def read(
+        cls,
+        fields: Fields,
+        *,
+        head_dim: int,
+        max_position_embeddings: int,
+        rope_theta: float = 10_000.0,
+        partial_rotary_factor: float = 1.0,
+        original_max_position_embeddings: int | None = None,
+        scalings: Mapping[str, type[Scaling]] = SCALINGS,
+    ) -> RopeParameters:
         """Reads rope_theta, partial_rotary_factor, original_max_position_embeddings and the section of the scaling.
 
-        Raises CheckpointError for values that make no sense and
+        The arguments named as fields are what an absent one means. ``scalings``: those there are, by the checkpoint's
+        name. Raises CheckpointError for values that make no sense and
         UnsupportedModelError for a type, or a field of it, that is not known.
         """
         older, newer = fields.section("rope_scaling"), fields.section("rope_parameters")
         if older is not None and newer is not None:
             raise fields.unsupported("rope_scaling", "stands beside rope_parameters; one of them must go")
-        section = older or newer or Fields({}, fields.file)
-        theta = _either("rope_theta", section, fields).number("rope_theta", default=10_000.0)
+        return cls.of_section(
+            older or newer or Fields({}, fields.file),
+            fields,
+            head_dim=head_dim,
+            max_position_embeddings=max_position_embeddings,
+            rope_theta=rope_theta,
+            partial_rotary_factor=partial_rotary_factor,
+            original_max_position_embeddings=original_max_position_embeddings,
+            scalings=scalings,
+        )
+
+    @classmethod
+    def of_section(
+        cls,
+        section: Fields,
+        fields: Fields,
+        *,
+        head_dim: int,
+        max_position_embeddings: int,
+        rope_theta: float = 10_000.0,
+        partial_rotary_factor: float = 1.0,
+        original_max_position_embeddings: int | None = None,
+        scalings: Mapping[str, type[Scaling]] = SCALINGS,
+    ) -> RopeParameters:
+        """The same where the section has been found; what it lacks may stand among ``fields``."""
+        theta = _either("rope_theta", section, fields).number("rope_theta", default=rope_theta)
         partial_field = _either("partial_rotary_factor", section, fields)
-        partial = partial_field.number("partial_rotary_factor", default=1.0)
+        partial = partial_field.number("partial_rotary_factor", default=partial_rotary_factor)
         dimensions = int(head_dim * partial)
         if partial > 1 or dimensions < 1:
             raise partial_field.malformed("partial_rotary_factor", f"must leave 1 to {head_dim} elements of a head")
@@ -292,11 +333,11 @@ class RopeParameters:
             dimensions=dimensions,
             max_position_embeddings=max_position_embeddings,
             original_max_position_embeddings=original.integer(
-                "original_max_position_embeddings", default=max_position_embeddings
+                "original_max_position_embeddings", default=original_max_position_embeddings or max_position_embeddings
             ),
         )
         kind = "rope_type" if "rope_type" in section else "type"
-        scaling = section.choice(kind, SCALINGS, default="default").read(section, context)
+        scaling = section.choice(kind, scalings, default="default").read(section, context)
         section.expect("type", section.raw(kind))
         section.refuse_rest()
         return cls(scaling, context)

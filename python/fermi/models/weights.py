@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeAlias
 
@@ -22,6 +23,9 @@ DTYPES: Mapping[str, _C.DTypeName | None] = MappingProxyType({"auto": None, "f32
 
 #: Buffers that older versions of Transformers saved beside the weights, and that config.json determines.
 TOLERATED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+
+#: Rows of a packed matrix that lie together: it can be cut between such strips.
+STRIP = 16
 
 #: How many names of a kind an error lists.
 LISTED = 12
@@ -123,19 +127,60 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._source.names()
 
+    def body(self, name: str, part: str) -> Weights:
+        """The weights under ``name``; these themselves in checkpoints that were saved without that prefix, which is
+        seen by ``part``, a tensor that every such model has."""
+        return self if part in self else self.under(name)
+
     def matrix(self, name: str, rows: int, columns: int, role: MatrixRole = "projection") -> _C.Weight:
         """[rows, columns] = [out features, in features]."""
         name = self._prefix + name
-        parts = self._source.find_packed(name)
-        weight = self._dense(name, rows, columns) if parts is None else self._packed(name, parts, rows, columns)
-        if weight is None:
-            return _C.Weight(_C.Tensor.zeros((1, 1)))
-        if self._transform is not None:
-            weight = self._transform(name, role, weight)
-        if weight.format == "dense":
-            weight = _C.Weight(self._converted(weight.data))
-        self._count(rows * columns, weight.nbytes)
-        return weight
+        return self._held(name, self._dense(name, rows, columns), rows, columns, role)
+
+    def matrices(
+        self, name: str, sizes: Sequence[int], columns: int, role: MatrixRole = "projection"
+    ) -> list[_C.Weight]:
+        """Matrices that are one in the checkpoint, [sum of sizes, columns], one after the other: views of it.
+
+        A packed matrix lies in strips of 16 rows: what cannot be cut between them is not transformed.
+        """
+        name, rows = self._prefix + name, sum(sizes)
+        starts = [0, *accumulate(sizes)][: len(sizes)]
+        between = all(start % STRIP == 0 for start in starts)
+        whole = self._held(name, self._dense(name, rows, columns), rows, columns, role if between else None)
+        if whole.shape != (rows, columns):
+            return [whole] * len(sizes)  # does not fit, as the ledger says
+        if whole.format != "dense" and not between:
+            self._ledger.misfits.append(f"{name} is packed, and cannot be cut into {list(sizes)} rows")
+            return [_absent()] * len(sizes)
+        return [_cut(whole, start, size) for start, size in zip(starts, sizes, strict=True)]
+
+    def stacked(self, name: str, names: Sequence[Sequence[str]], rows: int, columns: int) -> list[list[_C.Weight]]:
+        """Projections, [rows, columns] each, that are one tensor in the checkpoint, [stack, all of it, columns]: views
+        of it. ``names``: what those of each place of the stack are called where they are by themselves."""
+        each = len(names[0])
+        tensor = self._pull(self._prefix + name, (len(names), each * rows, columns))
+        if tensor is None:
+            return [[_absent()] * each for _ in names]
+
+        def hold(place: int, part: int) -> _C.Weight:
+            view = tensor.narrow(0, place, 1).narrow(1, part * rows, rows).reshape((rows, columns))
+            return self._held(self._prefix + names[place][part], _C.Weight(view), rows, columns, "projection")
+
+        return [[hold(place, part) for part in range(each)] for place in range(len(names))]
+
+    def transposed(self, name: str, rows: int, columns: int, role: MatrixRole = "projection") -> _C.Weight:
+        """[rows, columns] of a matrix that the checkpoint holds as [columns, rows]: copied, unless it is packed, for
+        then it lies as [rows, columns]."""
+        name = self._prefix + name
+        tensor = None if self._is_packed(name) else self._pull(name, (columns, rows))
+        dense = None if tensor is None else _C.Weight(self._copy(tensor.transpose(0, 1), tensor.dtype))
+        return self._held(name, dense, rows, columns, role)
+
+    def table(self, name: str, rows: int, columns: int) -> _C.Weight:
+        """[rows, columns] of a small matrix that stays as it is, such as that of learned positions."""
+        name = self._prefix + name
+        return self._held(name, self._dense(name, rows, columns), rows, columns, None)
 
     def vector(self, name: str, size: int) -> _C.Tensor:
         """[size]."""
@@ -145,6 +190,10 @@ class Weights:
         tensor = self._converted(tensor)
         self._count(size, tensor.nbytes)
         return tensor
+
+    def tolerate(self, *names: str) -> None:
+        """Buffers of these names may be there and are not needed."""
+        self._ledger.pulled |= {self._prefix + name for name in names}
 
     def full_name(self, name: str) -> str:
         """The name under which the source knows it."""
@@ -181,8 +230,25 @@ class Weights:
         self._ledger.parameters += parameters
         self._ledger.nbytes += nbytes
 
+    def _held(self, name: str, dense: _C.Weight | None, rows: int, columns: int, role: MatrixRole | None) -> _C.Weight:
+        """What the model shall hold of a matrix; ``dense``: as it is in the checkpoint, if it is there and not packed.
+        Without a role it is not transformed."""
+        parts = self._source.find_packed(name)
+        weight = dense if parts is None else self._packed(name, parts, rows, columns)
+        if weight is None:
+            return _absent()
+        if self._transform is not None and role is not None:
+            weight = self._transform(name, role, weight)
+        if weight.format == "dense":
+            weight = _C.Weight(self._converted(weight.data))
+        self._count(rows * columns, weight.nbytes)
+        return weight
+
+    def _is_packed(self, name: str) -> bool:
+        return self._source.find_packed(name) is not None
+
     def _dense(self, name: str, rows: int, columns: int) -> _C.Weight | None:
-        tensor = self._pull(name, (rows, columns))
+        tensor = None if self._is_packed(name) else self._pull(name, (rows, columns))
         return None if tensor is None else _C.Weight(tensor)
 
     def _packed(self, name: str, parts: PackedParts, rows: int, columns: int) -> _C.Weight | None:
@@ -214,12 +280,35 @@ class Weights:
 
     def _converted(self, tensor: _C.Tensor) -> _C.Tensor:
         dtype = DTYPES[self._dtype]
-        if dtype is None or dtype == tensor.dtype:
-            return tensor
+        return tensor if dtype is None or dtype == tensor.dtype else self._copy(tensor, dtype)
+
+    def _copy(self, tensor: _C.Tensor, dtype: _C.DTypeName) -> _C.Tensor:
+        """Contiguous, on the device."""
         with self.backend:
             copy = _C.Tensor.empty(tensor.shape, dtype, self.backend)
             _C.copy(copy, tensor)
         return copy
+
+
+def _absent() -> _C.Weight:
+    """In the place of a matrix that does not fit, until `Weights.check` says so."""
+    return _C.Weight(_C.Tensor.zeros((1, 1)))
+
+
+def _cut(weight: _C.Weight, start: int, rows: int) -> _C.Weight:
+    """Some rows of a matrix; of a packed one ``start`` is a multiple of its strips."""
+    if weight.format == "dense":
+        return _C.Weight(weight.data.narrow(0, start, rows))
+    assert weight.scales is not None
+    first, strips = start // STRIP, -(-rows // STRIP)
+    return _C.Weight.packed(
+        weight.data.narrow(0, first, strips),
+        weight.scales.narrow(0, first, strips),
+        None if weight.zeros is None else weight.zeros.narrow(0, first, strips),
+        rows,
+        weight.shape[1],
+        weight.group,
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

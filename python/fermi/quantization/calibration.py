@@ -194,7 +194,7 @@ _Half: TypeAlias = Callable[[Decoder[Any], int, _C.Tensor, Batch, LayerCache], N
 
 def _attend(model: Decoder[Any], layer: int, x: _C.Tensor, batch: Batch, cache: LayerCache) -> None:
     block = model.blocks[layer]
-    block.attention(x, block.attention_norm, model.rope(batch), batch, cache)
+    block.attention(x, block.attention_norm, model.angles(batch)[layer], batch, cache)
 
 
 def _think(model: Decoder[Any], layer: int, x: _C.Tensor, batch: Batch, cache: LayerCache) -> None:
