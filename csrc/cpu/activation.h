@@ -1,8 +1,9 @@
-// Activation functions of feed-forward layers.
+// Activation functions of feed-forward layers, and what follows them.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "cpu/simd.h"
 #include "cpu/simd/math.h"
@@ -10,6 +11,9 @@
 
 namespace fermi::cpu::FERMI_ISA {
 
+struct Identity {
+    static FERMI_INLINE Vec apply(Vec x) { return x; }
+};
 struct Silu {
     static FERMI_INLINE Vec apply(Vec x) { return x / (broadcast(1.0F) + exp(zero() - x)); }
 };
@@ -33,13 +37,14 @@ struct Tanh {
     static FERMI_INLINE Vec apply(Vec x) { return tanh(x); }
 };
 struct Sigmoid {
-    static FERMI_INLINE Vec apply(Vec x) { return broadcast(1.0F) / (broadcast(1.0F) + exp(zero() - x)); }
+    static FERMI_INLINE Vec apply(Vec x) { return sigmoid(x); }
 };
 
-/// Calls visitor(Function{}) with the function of that name.
+/// Calls visitor(Function{}) with the function of that name; without a name, with the identity.
 template <class Visitor>
-void with_activation(Activation activation, Visitor&& visitor) {
-    switch (activation) {
+void with_activation(std::optional<Activation> activation, Visitor&& visitor) {
+    if (!activation.has_value()) return visitor(Identity{});
+    switch (*activation) {
         case Activation::silu:
             return visitor(Silu{});
         case Activation::gelu:
@@ -55,9 +60,18 @@ void with_activation(Activation activation, Visitor&& visitor) {
     }
 }
 
-/// to = f(y), or f(y) · other; added to what is there, or in its place.
+/// What becomes of results after an activation: z = scale · y, then soft_cap · tanh(z / soft_cap) where that is not 0;
+/// added to what is there, or in its place.
+struct Finish {
+    float scale = 1.0F;
+    float soft_cap = 0.0F;
+    bool add = false;
+};
+
+/// to = f(y), or f(y) · other, finished.
 template <class Function>
-void activate(const float* y, const float* other, float* to, std::int64_t n, bool add) {
+void activate(const float* y, const float* other, float* to, std::int64_t n, const Finish& finish) {
+    const Vec scale = broadcast(finish.scale), cap = broadcast(finish.soft_cap);
     for (std::int64_t i = 0; i < n; i += Vec::width) {
         const int count = static_cast<int>(std::min<std::int64_t>(Vec::width, n - i));
         const auto part = [&](const float* from) {
@@ -65,7 +79,9 @@ void activate(const float* y, const float* other, float* to, std::int64_t n, boo
         };
         Vec value = Function::apply(part(y));
         if (other != nullptr) value = value * part(other);
-        if (add) value = part(to) + value;
+        value = value * scale;
+        if (finish.soft_cap != 0.0F) value = cap * tanh(value / cap);
+        if (finish.add) value = part(to) + value;
         count == Vec::width ? store(to + i, value) : store_partial(to + i, value, count);
     }
 }

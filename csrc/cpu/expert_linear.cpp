@@ -29,10 +29,6 @@ constexpr std::int64_t added_outputs = 512;
 /// More rows than any item has.
 constexpr std::int64_t many_rows = 1 << 30;
 
-struct Identity {
-    static FERMI_INLINE Vec apply(Vec x) { return x; }
-};
-
 InputKind input_kind(const ExpertLinear& op) {
     const Weight& weight = op.weights[0];
     if (weight.format != WeightFormat::dense) return InputKind::bytes;
@@ -171,12 +167,6 @@ ProductRows gather(const Work& work, const Space& space, const std::byte* made, 
     return {work.kind(), space.gathered, to};
 }
 
-/// Calls visitor(Function{}) with the activation, or with what changes nothing.
-template <class Visitor>
-void with_function(const ExpertLinear& op, Visitor&& visitor) {
-    op.activation.has_value() ? with_activation(*op.activation, visitor) : visitor(Identity{});
-}
-
 /// Some outputs of some rows of an expert. to(position): where the results of the row there go, from the first output.
 template <class To>
 void multiply_step(const Work& work, const Space& space, const ProductRows& x, std::int64_t expert, Range positions,
@@ -192,11 +182,11 @@ void multiply_step(const Work& work, const Space& space, const ProductRows& x, s
         multiply(x, weights[i], nullptr, item, {space.buffer + static_cast<std::size_t>(i) * space.part, stride, false},
                  space.saved);
     }
-    with_function(op, [&]<class Function>(Function) {
+    with_activation(op.activation, [&]<class Function>(Function) {
         for (std::int64_t i = 0; i < positions.size(); ++i) {
             const float* y = space.buffer + i * stride;
             const float* other = op.matrices == 2 ? y + space.part : nullptr;
-            activate<Function>(y, other, to(positions.begin + i), stride, false);
+            activate<Function>(y, other, to(positions.begin + i), stride, {});
         }
     });
 }

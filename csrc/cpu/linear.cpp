@@ -1,4 +1,4 @@
-// y = rms_norm(x) · [W₀; W₁; …]ᵀ + [b₀; b₁; …], gated, activated or added to the residual stream.
+// y = norm(x) · [W₀; W₁; …]ᵀ + [b₀; b₁; …], gated, activated, scaled, capped or added to the residual stream.
 //
 // Work is cut into items of some weight rows × some tokens, which lanes take as they get free. What follows a product
 // is done by the lane that has computed it, while the results are in its cache.
@@ -30,9 +30,9 @@ InputKind input_kind(const Linear& op) {
     return op.norm.defined() ? InputKind::f32 : InputKind::as_it_is;
 }
 
-/// Whether results wait in a buffer for an activation.
+/// Whether results wait in a buffer for what becomes of them. A bias and the residual stream do without.
 bool buffered(const Linear& op) {
-    return op.activation.has_value();
+    return op.activation.has_value() || op.scale != 1.0F || op.soft_cap != 0.0F;
 }
 bool gated(const Linear& op) {
     return op.activation.has_value() && op.weights.size() == 2;
@@ -76,9 +76,9 @@ void multiply(const Work& work, const std::byte* rows, std::size_t index, const 
              saved);
 }
 
-/// An item of an op with an activation: by way of the buffer.
-void multiply_and_activate(const Work& work, const std::byte* rows, std::size_t index, const Item& item,
-                           const Results& results, const Space& space) {
+/// An item by way of the buffer.
+void multiply_and_finish(const Work& work, const std::byte* rows, std::size_t index, const Item& item,
+                         const Results& results, const Space& space) {
     const std::int64_t n = item.outputs.end - item.outputs.begin;
     const std::size_t part = float_bytes(work.tokens * work.outputs) / sizeof(float);
     multiply(work, rows, index, item, {space.buffer, work.outputs, false}, space.saved);
@@ -87,11 +87,12 @@ void multiply_and_activate(const Work& work, const std::byte* rows, std::size_t 
         multiply(work, rows, 1, item, {space.buffer + part, work.outputs, false}, space.saved);
         other = space.buffer + part;
     }
-    with_activation(*work.op.activation, [&]<class Function>(Function) {
+    const Finish finish{work.op.scale, work.op.soft_cap, results.add};
+    with_activation(work.op.activation, [&]<class Function>(Function) {
         for (std::int64_t t = 0; t < item.tokens.end - item.tokens.begin; ++t) {
             const std::int64_t row = t * work.outputs;
             activate<Function>(space.buffer + row, other == nullptr ? nullptr : other + row,
-                               results.data + t * results.stride, n, results.add);
+                               results.data + t * results.stride, n, finish);
         }
     });
 }
@@ -135,7 +136,7 @@ void run(const Linear& op, const Lane& lane) {
     const std::byte* rows = work.inputs.make(lane);
     for_items(work, lane, [&](std::size_t index, const Item& item, float* out) {
         const Results results{out, op.out.stride(0), op.add};
-        buffered(op) ? multiply_and_activate(work, rows, index, item, results, space)
+        buffered(op) ? multiply_and_finish(work, rows, index, item, results, space)
                      : multiply(work, rows, index, item, results, space.saved);
     });
 }

@@ -172,9 +172,7 @@ class LinearInputs {
         const float* x = x_.data<float>() + token * x_.stride(0);
         if (norm_ != nullptr) {
             if (kind() == InputKind::f32) normalized = reinterpret_cast<float*>(rows + token * row_bytes());
-            with_float(norm_->norm.dtype(), [&]<class T>(T) {
-                normalize(normalized, x, norm_->norm.template data<T>(), rows_.columns, norm_->epsilon);
-            });
+            normalize(normalized, x, rows_.columns, {norm_->norm, norm_->norm_bias, norm_->norm_kind, norm_->epsilon});
             x = normalized;
         }
         rows_.fill(rows, token, x);

@@ -3,7 +3,9 @@
 #include <cmath>
 
 #include "cpu/kernels.h"
+#include "cpu/norm.h"
 #include "cpu/simd.h"
+#include "cpu/vectors.h"
 
 namespace fermi::cpu::FERMI_ISA {
 
@@ -25,20 +27,6 @@ float frequency_of(const RopeAngles& op, std::int64_t i, std::int32_t length) {
                           std::pow(static_cast<double>(static_cast<float>(base)), static_cast<double>(exponent)));
     }
     return op.frequencies.data<float>()[row * op.frequencies.stride(0) + i * op.frequencies.stride(1)];
-}
-
-/// Calls part(i, load, store) for each vector of [0, n), where load(x) and store(to, value) move its elements.
-template <class Part>
-FERMI_INLINE void for_vectors(std::int64_t n, const Part& part) {
-    std::int64_t i = 0;
-    for (; i + Vec::width <= n; i += Vec::width) {
-        part([i](const auto* x) { return load(x + i); }, [i](auto* to, Vec value) { store(to + i, value); });
-    }
-    if (i < n) {
-        const int rest = static_cast<int>(n - i);
-        part([i, rest](const auto* x) { return load_partial(x + i, rest); },
-             [i, rest](auto* to, Vec value) { store_partial(to + i, value, rest); });
-    }
 }
 
 template <class T>
@@ -102,21 +90,12 @@ void quantize_row(std::int8_t* out, float& scale, const float* x, std::int64_t n
     });
 }
 
-/// out = rms_norm(x)
-template <class T>
-void normalize(float* out, const float* x, const T* weight, std::int64_t n, float epsilon) {
-    Vec squares = zero();
-    for_vectors(n, [&](const auto& get, const auto&) { squares = fma(get(x), get(x), squares); });
-    const Vec inverse = broadcast(1.0F / std::sqrt(sum(squares) / static_cast<float>(n) + epsilon));
-    for_vectors(n, [&](const auto& get, const auto& put) { put(out, get(x) * inverse * get(weight)); });
-}
-
 /// Head h of a token, [head_dim]; with a norm, its norm, in `room`.
 const float* head_of(const RopeAppend& op, const Tensor& x, const Tensor& norm, std::int64_t t, std::int64_t h,
                      float* room) {
     const float* head = x.data<float>() + t * x.stride(0) + h * x.stride(1);
     if (!norm.defined()) return head;
-    with_float(norm.dtype(), [&]<class T>(T) { normalize(room, head, norm.data<T>(), x.size(2), op.epsilon); });
+    normalize(room, head, x.size(2), {norm, Tensor(), NormKind::rms, op.epsilon});
     return room;
 }
 
