@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fermi.llm import LLM
-    from fermi.outputs import CompletionOutput, Perplexity, RequestOutput
+    from fermi.outputs import CompletionOutput, EmbeddingOutput, Perplexity, RequestOutput
     from fermi.sampling_params import SamplingParams
 
-__all__ = ["LLM", "CompletionOutput", "Perplexity", "RequestOutput", "SamplingParams", "__version__", "devices"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EmbeddingOutput",
+    "Perplexity",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+    "devices",
+]
 
 
 def devices() -> list[str]:
@@ -38,7 +47,7 @@ def __getattr__(name: str) -> Any:
         from fermi.llm import LLM
 
         return LLM
-    if name in ("CompletionOutput", "Perplexity", "RequestOutput"):
+    if name in ("CompletionOutput", "EmbeddingOutput", "Perplexity", "RequestOutput"):
         from fermi import outputs
 
         return getattr(outputs, name)

@@ -1,4 +1,4 @@
-"""The offline API: load a model, then generate, chat and score. It needs no server and no event loop."""
+"""The offline API: load a model, then generate, chat, embed and score. It needs no server and no event loop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from fermi.defaults import Defaults
+from fermi.embedding import Text, TextEmbedder
 from fermi.engine.engine import Engine
 from fermi.engine.event import Event
 from fermi.engine.sequence import Request
 from fermi.errors import ConfigError, EngineError, RequestError
-from fermi.loader import LoadedModel, load, read_settings
-from fermi.outputs import CompletionOutput, Perplexity, RequestOutput
+from fermi.loader import LoadedEmbedder, LoadedModel, load, read_settings
+from fermi.outputs import CompletionOutput, EmbeddingOutput, Perplexity, RequestOutput
 from fermi.sampling_params import SamplingParams
 from fermi.text.chat import normalise_messages
 from fermi.text.output import TextStream
@@ -85,8 +86,9 @@ class LLM:
             "cache.kv_cache_dtype": kv_cache_dtype,
         }
         read = read_settings(named, settings)
-        self._loaded: LoadedModel = load(model, read)
-        self._defaults = Defaults.of(read.generation, self._loaded.generation_config)
+        self._loaded: LoadedModel | LoadedEmbedder = load(model, read)
+        generation_config = self._loaded.generation_config if isinstance(self._loaded, LoadedModel) else {}
+        self._defaults = Defaults.of(read.generation, generation_config)
         self._ids = itertools.count()
         self._turn = threading.Lock()
 
@@ -97,8 +99,20 @@ class LLM:
 
     @property
     def engine(self) -> Engine:
-        """The engine underneath."""
+        """The engine underneath. RequestError where the model does not generate text, and so has none."""
+        if isinstance(self._loaded, LoadedEmbedder):
+            instead = "LLM.score" if self._loaded.scores_pairs else "LLM.embed or LLM.score"
+            raise RequestError(f"{self._loaded.source} is {self._loaded.kind} and generates no text: use {instead}")
         return self._loaded.engine
+
+    @property
+    def _embedder(self) -> TextEmbedder:
+        if isinstance(self._loaded, LoadedModel):
+            raise RequestError(
+                f"{self._loaded.source} generates text and has no pooling (modules.json of sentence-transformers) by "
+                "which it would embed: use LLM.generate or LLM.chat, or load an embedding model"
+            )
+        return TextEmbedder(self._loaded)
 
     def generate(
         self,
@@ -117,6 +131,7 @@ class LLM:
             RequestError: an argument is bad, or a prompt does not fit the context; nothing was generated.
             EngineError: the engine failed while a request ran.
         """
+        self._expect_generator()
         listed = _listed_prompts(prompts)
         params = self._params_for(len(listed), sampling_params)
         requests = [
@@ -144,6 +159,7 @@ class LLM:
             ChatTemplateError: the template refuses the conversation.
             RequestError, EngineError: as ``generate``.
         """
+        self._expect_generator()
         for name, value in (
             ("add_generation_prompt", add_generation_prompt),
             ("continue_final_message", continue_final_message),
@@ -164,6 +180,69 @@ class LLM:
             requests.append((text, self.tokenizer.encode(text, add_special_tokens=False), each))
         return self._run(requests, use_tqdm, continues=continue_final_message)
 
+    def embed(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingOutput]:
+        """Each text, or its token ids as they are, as a vector: what sentence-transformers' ``encode`` gives.
+
+        Args:
+            prompt_name: of the checkpoint's prompts the one to put before each text, such as ``"query"``; by default
+                the checkpoint's own default, mostly none.
+            prompt: that text itself; wins over its name.
+            normalize: bring each vector to length 1. None leaves that to the checkpoint's modules, and to
+                ``dimensions``.
+            dimensions: keep only so many numbers of each vector, for models trained to bear that (Matryoshka), and
+                bring it to length 1 unless ``normalize`` is False.
+            truncate: cut texts that are longer than the model takes, as sentence-transformers does; False refuses them.
+
+        Raises:
+            RequestError: an argument is bad, or the model does not embed; nothing was computed.
+            ContextLengthError: a text is too long and not to be cut.
+        """
+        embedder = self._embedder
+        listed = _listed_texts(texts)
+        before = self._prompt(prompt_name, prompt)
+        if dimensions is not None:
+            _integer("dimensions", dimensions)
+        with self._turn:
+            return embedder.embed(
+                listed,
+                prompt=before,
+                normalize=normalize,
+                dimensions=dimensions,
+                truncate=truncate,
+                use_tqdm=use_tqdm,
+            )
+
+    def score(
+        self,
+        queries: str | Sequence[str],
+        documents: str | Sequence[str],
+        *,
+        truncate: bool = True,
+        use_tqdm: bool = True,
+    ) -> npt.NDArray[np.float32]:
+        """How well each document answers its query: float32 [pairs].
+
+        As many queries as documents, or one of either that meets all of the other. By a cross-encoder its score of
+        the pair (float32 [pairs, labels] where it has several labels); by an embedding model the cosine of their
+        embeddings, with the checkpoint's prompts for queries and documents.
+
+        Raises: as ``embed``.
+        """
+        embedder = self._embedder
+        listed = [_listed_strings(name, given) for name, given in (("queries", queries), ("documents", documents))]
+        with self._turn:
+            return embedder.score(*listed, truncate=truncate, use_tqdm=use_tqdm)
+
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """The model's own scores of the next token after each of these: float32 [len(token_ids), vocabulary].
 
@@ -183,8 +262,8 @@ class LLM:
         Raises:
             RequestError: the text has fewer than two tokens, or window and stride do not fit.
         """
-        token_ids = self.tokenizer.encode(text)
         longest = self.engine.max_model_len
+        token_ids = self.tokenizer.encode(text)
         window = longest if window is None else _integer("window", window)
         if not 2 <= window <= longest:
             raise RequestError(f"window must be from 2 to {longest} tokens, got {window}", param="window")
@@ -200,6 +279,18 @@ class LLM:
         for (start, scored, _), output in zip(spans, outputs, strict=True):
             nats -= sum(each.logprob for each in (output.prompt_logprobs or [])[scored - start :] if each is not None)
         return Perplexity(nats, len(token_ids) - 1)
+
+    def _expect_generator(self) -> None:
+        """RequestError where the model generates no text."""
+        _ = self.engine
+
+    def _prompt(self, name: str | None, text: str | None) -> str:
+        """What to put before texts that are embedded."""
+        assert isinstance(self._loaded, LoadedEmbedder)
+        for param, value in (("prompt_name", name), ("prompt", text)):
+            if value is not None and not isinstance(value, str):
+                raise RequestError(f"{param} must be a string, got {value!r:.80}", param=param)
+        return self._loaded.sentences.prompt(name, text)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
@@ -374,6 +465,22 @@ def _listed_prompts(prompts: Any) -> list[Prompt]:
     return list(prompts)
 
 
+def _listed_texts(texts: Any) -> list[Text]:
+    """Texts to embed, each a string or checked token ids."""
+    if isinstance(texts, np.ndarray):
+        texts = texts.tolist()
+    if not isinstance(texts, (str, list, tuple)):
+        raise RequestError(f"texts must be texts or lists of token ids, got {type(texts).__name__}", param="texts")
+    return [each if isinstance(each, str) else _token_ids(each, "texts") for each in _listed_prompts(texts)]
+
+
+def _listed_strings(name: str, given: Any) -> list[str]:
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(each, str) for each in listed):
+        raise RequestError(f"{name} must be a text or a list of texts", param=name)
+    return list(listed)
+
+
 def _listed_conversations(messages: Any) -> list[Sequence[Message]]:
     if not isinstance(messages, (list, tuple)) or not messages:
         raise RequestError("messages must be a list of messages, or a list of such lists", param="messages")
@@ -382,11 +489,11 @@ def _listed_conversations(messages: Any) -> list[Sequence[Message]]:
     return list(messages)
 
 
-def _token_ids(values: Any) -> list[int]:
+def _token_ids(values: Any, param: str = "prompts") -> list[int]:
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if not isinstance(values, (list, tuple)) or not all(
         isinstance(each, (int, np.integer)) and not isinstance(each, bool) for each in values
     ):
-        raise RequestError(f"a prompt must be a text or a list of token ids, got {values!r:.80}", param="prompts")
+        raise RequestError(f"{param} must be texts or lists of token ids, got {values!r:.80}", param=param)
     return [int(each) for each in values]

@@ -16,10 +16,13 @@ from typing import Any, Literal
 
 from fermi import _C
 from fermi.config import Settings, load_settings
+from fermi.engine.embedder import Embedder
 from fermi.engine.engine import Engine, EngineConfig
 from fermi.errors import CheckpointError, ConfigError
 from fermi.hub import resolve
 from fermi.models import Model, load_model, quantization_of
+from fermi.models.embedding import EmbeddingModel, is_embedding_model, load_embedding_model
+from fermi.models.sentence_modules import SentenceModules
 from fermi.quantization import (
     WINDOW,
     Packer,
@@ -32,15 +35,18 @@ from fermi.quantization import (
     quantized_once,
 )
 from fermi.sampled_text import sampled_text
+from fermi.text.sentences import YES_OR_NO, Prompts, Sentences
 from fermi.text.tokenizer import Tokenizer
 
 __all__ = [
     "AUTO",
     "NONE",
+    "LoadedEmbedder",
     "LoadedModel",
     "engine_config",
     "is_quantized",
     "load",
+    "load_generator",
     "quantize",
     "read_settings",
     "reference_settings",
@@ -87,13 +93,57 @@ class LoadedModel:
     generation_config: Mapping[str, Any]
 
 
-def load(source: str, settings: Settings) -> LoadedModel:
-    """Loads a model and makes its engine. Raises ConfigError, HubError or CheckpointError, which say what to do."""
+@dataclass(frozen=True, slots=True)
+class LoadedEmbedder:
+    """A model that embeds texts, or a cross-encoder that scores pairs of them.
+
+    Attributes:
+        source: the folder or hub id that it was asked for by.
+    """
+
+    source: str
+    folder: Path
+    sentences: Sentences
+    model: EmbeddingModel
+    embedder: Embedder
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.sentences.tokenizer
+
+    @property
+    def scores_pairs(self) -> bool:
+        """Whether it is a cross-encoder."""
+        return self.model.task == "score"
+
+    @property
+    def kind(self) -> str:
+        """What it is, for messages."""
+        return "a cross-encoder" if self.scores_pairs else "an embedding model"
+
+
+def load(source: str, settings: Settings) -> LoadedModel | LoadedEmbedder:
+    """Loads a model and makes its engine, or its embedder where its files say that it embeds texts or scores pairs.
+
+    Raises ConfigError, HubError or CheckpointError, which say what to do.
+    """
     folder = _resolve(source, settings)
+    if is_embedding_model(folder):
+        return _load_embedder(source, folder, settings)
     tokenizer = Tokenizer.from_folder(folder)
     model = _load_model(folder, settings)
     engine = Engine(model, engine_config(settings))
     return LoadedModel(source, folder, tokenizer, model, engine, _generation_config(folder))
+
+
+def load_generator(source: str, settings: Settings) -> LoadedModel:
+    """Loads a model that generates text. Raises as `load`; ConfigError also for one that does not."""
+    loaded = load(source, settings)
+    if isinstance(loaded, LoadedEmbedder):
+        raise ConfigError(
+            f"{source} is {loaded.kind} and generates no text: use `fermi embed`, `fermi serve`, LLM.embed or LLM.score"
+        )
+    return loaded
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -170,7 +220,7 @@ def _calibration_ids(source: str, settings: Settings, text: str) -> list[int]:
     """The tokens of a calibration text."""
     if text != AUTO:
         return Tokenizer.from_folder(_resolve(source, settings)).encode(text)
-    loaded = load(source, reference_settings(settings))
+    loaded = load_generator(source, reference_settings(settings))
     texts = sampled_text(loaded.engine, loaded.tokenizer, texts=_TEXTS, tokens=WINDOW, seed=_SEED)
     return [token_id for text in texts for token_id in text]
 
@@ -184,6 +234,31 @@ def _resolve(source: str, settings: Settings) -> Path:
         cache_dir=settings.cache.hub_dir,
         endpoint=settings.model.endpoint,
     )
+
+
+def _load_embedder(source: str, folder: Path, settings: Settings) -> LoadedEmbedder:
+    backend, dtype, wanted = _open_backend(settings), _DTYPES[settings.engine.dtype], settings.engine.quantization
+    packer = None if wanted == "none" else Packer(Recipe(format=wanted), backend=backend)
+    model = load_embedding_model(folder, backend=backend, dtype=dtype, transform=packer)
+    modules = SentenceModules.read(folder)
+    place = folder if modules is None else modules.transformer
+    tokenizer = Tokenizer.from_folder(place, lower_case=model.do_lower_case)
+    embedder = Embedder(
+        model, max_seq_length=settings.engine.max_model_len, max_batch_tokens=settings.engine.max_num_batched_tokens
+    )
+    sentences = Sentences(
+        tokenizer,
+        Prompts.from_folder(folder),
+        max_length=embedder.max_seq_length,
+        pair_format=YES_OR_NO if model.task == "score" and _is_causal(place) else None,
+    )
+    return LoadedEmbedder(source, folder, sentences, model, embedder)
+
+
+def _is_causal(folder: Path) -> bool:
+    """Whether a checkpoint's head foretells tokens."""
+    classes = _json_object(folder / "config.json").get("architectures") or []
+    return any(str(name).endswith("ForCausalLM") for name in classes)
 
 
 def _load_model(folder: Path, settings: Settings) -> Model:
@@ -220,7 +295,11 @@ def _open_backend(settings: Settings) -> _C.Backend:
 
 
 def _generation_config(folder: Path) -> Mapping[str, Any]:
-    path = folder / "generation_config.json"
+    return _json_object(folder / "generation_config.json")
+
+
+def _json_object(path: Path) -> Mapping[str, Any]:
+    """What a JSON file holds, nothing where there is none."""
     if not path.is_file():
         return {}
     try:

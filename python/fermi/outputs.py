@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from fermi.engine.event import TokenLogprobs
 
-__all__ = ["CompletionOutput", "Perplexity", "RequestOutput"]
+__all__ = ["CompletionOutput", "EmbeddingOutput", "Perplexity", "RequestOutput"]
 
 
 @dataclass(slots=True)
@@ -39,6 +42,19 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbeddingOutput:
+    """A text as a vector.
+
+    Attributes:
+        embedding: float32 [dimensions].
+        prompt_token_ids: the tokens that were embedded: of the prompt and the text, with what the tokenizer adds.
+    """
+
+    embedding: npt.NDArray[np.float32]
+    prompt_token_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.toy_encoder import ToyEncoder, row, sequence_of, sequences_of
-from fermi.engine.embedder import Embedder, TokenSequence
+from fermi.engine.embedder import Embedder
 from fermi.engine.vectors import cosine, shortened, unit
 from fermi.errors import ContextLengthError, RequestError
+from fermi.models.embedding import TokenSequence
 
 
 @given(st.lists(st.integers(1, 64), max_size=80), st.integers(1, 200))

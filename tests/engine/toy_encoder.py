@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fermi.engine.embedder import TokenSequence
+from fermi.models.embedding import TokenSequence
 
 
 class ToyEncoder:

@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 
 import tokenizers
 
+from engine.toy_encoder import ToyEncoder
 from fermi.config import Settings
 from fermi.defaults import Defaults
 from fermi.engine.blocks import PoolStats
+from fermi.engine.embedder import Embedder
+from fermi.engine.embedding_service import EmbeddingService
 from fermi.engine.event import Event, Timing, TokenLogprobs
 from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
 from fermi.errors import ContextLengthError
 from fermi.server.registry import Registry
-from fermi.server.served import ServedModel, can_think
+from fermi.server.served import ServedEmbedder, ServedModel, can_think
 from fermi.text.chat import ChatTemplate
+from fermi.text.sentences import Prompts, Sentences
 from fermi.text.tokenizer import Tokenizer
 
 BOS, END = "<s>", "</s>"
@@ -198,6 +202,27 @@ def toy_model(
         defaults=defaults or Defaults(),
         aliases=frozenset({"also/toy"}),
         thinks=can_think(tokenizer.chat_template),
+    )
+
+
+def toy_embedder(
+    model: ToyEncoder | None = None, *, name: str = "toy-embedder", scores_pairs: bool = False, **options: object
+) -> ServedEmbedder:
+    """An embedding model whose vectors are (length, sum of tokens, sum of types, 1), with a running service."""
+    model = model or ToyEncoder(vocab_size=300, max_seq_length=64)
+    embedder = Embedder(model, max_batch_tokens=64)
+    service = EmbeddingService(embedder, **options)  # type: ignore[arg-type]
+    service.start()
+    tokenizer = byte_tokenizer(None)
+    prompts = Prompts({"query": "ask:", "document": "", "shout": "!"})
+    return ServedEmbedder(
+        name=name,
+        tokenizer=tokenizer,
+        service=service,
+        max_model_len=embedder.max_seq_length,
+        sentences=Sentences(tokenizer, prompts, max_length=embedder.max_seq_length),
+        size=model.dim,
+        scores_pairs=scores_pairs,
     )
 
 

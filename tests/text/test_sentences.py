@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from fermi.errors import CheckpointError, ContextLengthError, RequestError
-from fermi.text.sentences import YES_OR_NO, SentenceConfig, Sentences
+from fermi.text.sentences import YES_OR_NO, Prompts, Sentences
 from fermi.text.tokenizer import Tokenizer
 
 CORPUS = [
@@ -97,7 +97,7 @@ WORDS = st.lists(st.sampled_from([*" ".join(CORPUS).split(), "x", "é", "🙂"])
 @given(texts=st.lists(WORDS, min_size=1, max_size=4), limit=st.integers(4, 24))
 def test_texts_are_cut_as_transformers_cuts_them(name: str, side: Any, texts: list[str], limit: int) -> None:
     expected = reference(name, truncation_side=side)(texts, truncation=True, max_length=limit)["input_ids"]
-    sentences = Sentences(ours(name, truncation_side=side), SentenceConfig(Path()), max_length=limit)
+    sentences = Sentences(ours(name, truncation_side=side), Prompts(), max_length=limit)
     assert [each.token_ids for each in sentences.encode(texts, max_length=limit)] == expected
 
 
@@ -112,14 +112,14 @@ def test_pairs_are_joined_and_cut_as_transformers_does(
     expected = tokenizer(
         [first for first, _ in pairs], [second for _, second in pairs], truncation="longest_first", max_length=limit
     )
-    sentences = Sentences(ours(name, truncation_side=side), SentenceConfig(Path()), max_length=limit)
+    sentences = Sentences(ours(name, truncation_side=side), Prompts(), max_length=limit)
     found = sentences.encode_pairs(pairs, max_length=limit)
     assert [each.token_ids for each in found] == expected["input_ids"]
     assert [each.type_ids for each in found] == expected["token_type_ids"]
 
 
 def test_what_is_too_long_is_refused_where_it_is_not_to_be_cut() -> None:
-    sentences = Sentences(ours("bert"), SentenceConfig(Path()), max_length=8)
+    sentences = Sentences(ours("bert"), Prompts(), max_length=8)
     assert len(sentences.encode(["fox fox fox fox fox fox"])[0].token_ids) == 8
     with pytest.raises(ContextLengthError, match="maximum context length is 8 tokens") as caught:
         sentences.encode(["fox", "fox fox fox fox fox fox fox"], param="texts")
@@ -131,7 +131,7 @@ def test_what_is_too_long_is_refused_where_it_is_not_to_be_cut() -> None:
 
 
 def test_a_limit_shorter_than_what_the_tokenizer_adds_leaves_only_that() -> None:
-    assert Sentences(ours("bert"), SentenceConfig(Path()), max_length=8).encode(["fox"], max_length=1)[0].token_ids == [
+    assert Sentences(ours("bert"), Prompts(), max_length=8).encode(["fox"], max_length=1)[0].token_ids == [
         2,
         3,
     ]
@@ -143,7 +143,7 @@ def test_prompts(tmp_path: Path) -> None:
         "default_prompt_name": "passage",
     }
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(config))
-    sentences = Sentences(ours("bert"), SentenceConfig.from_folder(tmp_path), max_length=32)
+    sentences = Sentences(ours("bert"), Prompts.from_folder(tmp_path), max_length=32)
     assert sentences.prompt() == "text: "
     assert sentences.prompt("query") == "search: "
     assert sentences.prompt("empty") == ""
@@ -158,37 +158,23 @@ def test_prompts(tmp_path: Path) -> None:
 
 
 def test_without_files_nothing_is_put_before_a_text(tmp_path: Path) -> None:
-    config = SentenceConfig.from_folder(tmp_path)
-    assert (config.max_seq_length, config.lower_case, config.folder) == (None, False, tmp_path)
-    sentences = Sentences(ours("bert"), config, max_length=32)
+    sentences = Sentences(ours("bert"), Prompts.from_folder(tmp_path), max_length=32)
     assert {sentences.prompt(), sentences.prompt(role="query"), sentences.prompt("document")} == {""}
 
 
-@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
-def test_lengths_and_lower_case_come_from_the_first_module(tmp_path: Path, family: str) -> None:
-    (tmp_path / "modules.json").write_text(json.dumps([{"idx": 0, "path": "0_Transformer"}]))
-    inner = tmp_path / "0_Transformer"
-    inner.mkdir()
-    (inner / f"sentence_{family}_config.json").write_text('{"max_seq_length": 77, "do_lower_case": true}')
-    config = SentenceConfig.from_folder(tmp_path)
-    assert (config.max_seq_length, config.lower_case, config.folder) == (77, True, inner)
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "error"),
+    ("content", "error"),
     [
-        ("config_sentence_transformers.json", '{"prompts": ["query"]}', "prompts must map"),
-        ("config_sentence_transformers.json", '{"default_prompt_name": "query2"}', "'query2', which is not in"),
-        ("sentence_bert_config.json", '{"max_seq_length": "long"}', "max_seq_length must be"),
-        ("modules.json", '{"0": 1}', "a list of modules"),
-        ("modules.json", '[{"path": "../elsewhere"}]', "path must be a folder"),
+        ('{"prompts": ["query"]}', "prompts must map"),
+        ('{"default_prompt_name": "query2"}', "'query2', which is not in"),
+        ("[]", "a JSON object is expected"),
     ],
 )
-def test_malformed_files_are_named(tmp_path: Path, name: str, content: str, error: str) -> None:
-    (tmp_path / name).write_text(content)
+def test_malformed_files_are_named(tmp_path: Path, content: str, error: str) -> None:
+    (tmp_path / "config_sentence_transformers.json").write_text(content)
     with pytest.raises(CheckpointError, match=error) as caught:
-        SentenceConfig.from_folder(tmp_path)
-    assert name in str(caught.value)
+        Prompts.from_folder(tmp_path)
+    assert "config_sentence_transformers.json" in str(caught.value)
 
 
 def test_lower_case_is_put_before_the_tokenizers_own_rules(tmp_path: Path) -> None:
@@ -200,7 +186,7 @@ def test_lower_case_is_put_before_the_tokenizers_own_rules(tmp_path: Path) -> No
 
 def test_a_decoder_is_asked_yes_or_no() -> None:
     tokenizer = ours("roberta")
-    sentences = Sentences(tokenizer, SentenceConfig(Path()), max_length=1000, pair_format=YES_OR_NO)
+    sentences = Sentences(tokenizer, Prompts(), max_length=1000, pair_format=YES_OR_NO)
     [pair] = sentences.encode_pairs([("What {is} a fox?", "An animal.")])
     text = tokenizer.decode(pair.token_ids, skip_special_tokens=False)
     assert pair.type_ids is None
@@ -220,8 +206,7 @@ def test_a_real_model_reads_texts_as_sentence_transformers_does() -> None:
     library = pytest.importorskip("sentence_transformers")
     folder = Path(package.__file__).parent / "model"
     module = library.SentenceTransformer(str(folder), device="cpu")
-    config = SentenceConfig.from_folder(folder)
-    assert config.max_seq_length == module.max_seq_length == 256
+    assert module.max_seq_length == 256
     texts = [
         *CORPUS,
         "",
@@ -232,6 +217,6 @@ def test_a_real_model_reads_texts_as_sentence_transformers_does() -> None:
         "word " * 400,
         "a\tb\nc",
     ]
-    sentences = Sentences(Tokenizer.from_folder(folder, lower_case=config.lower_case), config, max_length=256)
+    sentences = Sentences(Tokenizer.from_folder(folder), Prompts.from_folder(folder), max_length=256)
     for text, found in zip(texts, sentences.encode(texts, max_length=256), strict=True):
         assert found.token_ids == module.preprocess([text])["input_ids"][0].tolist()

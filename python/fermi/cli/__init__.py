@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 from fermi.errors import FermiError
 
-COMMANDS = ("serve", "chat", "generate", "bench", "quantize", "evaluate")
+COMMANDS = ("serve", "chat", "generate", "embed", "bench", "quantize", "evaluate")
 
 
 class Command(Protocol):

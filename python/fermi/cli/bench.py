@@ -101,10 +101,10 @@ def _load(settings: Settings) -> tuple[LoadedModel, float, float]:
     """The model, how long it took to load, and from then to the first token of a prompt of one."""
     from fermi.engine.sampling import Sampling
     from fermi.engine.sequence import Request
-    from fermi.loader import load
+    from fermi.loader import load_generator
 
     start = time.perf_counter()
-    loaded = load(settings.model.id, settings)
+    loaded = load_generator(settings.model.id, settings)
     ready = time.perf_counter()
     loaded.engine.add(Request(id="first", prompt_token_ids=[0], sampling=Sampling(max_tokens=1, temperature=0.0)))
     while loaded.engine.has_work:

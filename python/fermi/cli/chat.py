@@ -51,9 +51,9 @@ class _Talk:
 
     def __init__(self, settings: Settings, *, seed: int | None, think: bool) -> None:
         from fermi.defaults import Defaults
-        from fermi.loader import load
+        from fermi.loader import load_generator
 
-        self._loaded = load(settings.model.id, settings)
+        self._loaded = load_generator(settings.model.id, settings)
         self._params = Defaults.of(settings.generation, self._loaded.generation_config).sampling_params(seed=seed)
         self._think = think
         self._timeout_ms = settings.cli.timeout_ms

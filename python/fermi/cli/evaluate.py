@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and print a table."""
     settings = settings_from(arguments)
-    from fermi.loader import is_quantized, load, reference_settings
+    from fermi.loader import is_quantized, load_generator, reference_settings
     from fermi.sampled_text import sampled_text
 
     if arguments.tokens < 2:
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     against = arguments.against
     if against is None and is_quantized(settings.model.id, settings):
         raise ConfigError(f"{settings.model.id} is quantized: name by --against the model that it was made of")
-    reference = load(against or settings.model.id, reference_settings(settings))
-    model = load(settings.model.id, settings)
+    reference = load_generator(against or settings.model.id, reference_settings(settings))
+    model = load_generator(settings.model.id, settings)
     if text is None:
         texts = max(1, arguments.tokens // min(WINDOW, reference.engine.max_model_len))
         windows = sampled_text(reference.engine, reference.tokenizer, texts=texts, tokens=WINDOW, seed=0)

@@ -24,9 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     from fermi.cli.reply import stream_reply
     from fermi.defaults import Defaults
-    from fermi.loader import load
+    from fermi.loader import load_generator
 
-    loaded = load(settings.model.id, settings)
+    loaded = load_generator(settings.model.id, settings)
     params = Defaults.of(settings.generation, loaded.generation_config).sampling_params(seed=arguments.seed)
     for piece in stream_reply(loaded, loaded.tokenizer.encode(prompt), params, settings.cli.timeout_ms):
         print(piece, end="", flush=True)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fermi.errors import ContextLengthError, RequestError
+from fermi.models.embedding import TokenSequence
 
-__all__ = ["MAX_BATCH_TOKENS", "Embedder", "Encodes"]
+__all__ = ["MAX_BATCH_TOKENS", "Embedder", "Encodes", "TokenSequence"]
 
 #: Tokens of a batch where nobody says: many enough for the kernels, few enough that activations stay in the caches.
 MAX_BATCH_TOKENS = 512
-
-
-class TokenSequence(NamedTuple):
-    """What a model encodes."""
-
-    token_ids: Sequence[int]
-    type_ids: Sequence[int] | None = None
 
 
 class Encodes(Protocol):

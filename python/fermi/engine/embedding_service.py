@@ -12,9 +12,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fermi.engine.embedder import Embedder, TokenSequence
+from fermi.engine.embedder import Embedder
 from fermi.engine.worker import Worker
 from fermi.errors import EngineError, QueueFullError
+from fermi.models.embedding import TokenSequence
 
 __all__ = ["EmbeddingService", "EmbeddingStats", "Rows"]
 

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI
 
 from fermi.config import Settings
-from fermi.server import chat, completions, health, models, tokenize
+from fermi.server import chat, completions, embeddings, health, models, scoring, tokenize
 from fermi.server.errors import add_handlers
 from fermi.server.middleware import BodyLimit, Keys, Requests
 from fermi.server.registry import Registry
@@ -16,7 +16,15 @@ from fermi.server.state import ServerState
 
 Lifespan = Callable[[ServerState], AbstractAsyncContextManager[None]]
 
-ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    embeddings.router,
+    scoring.router,
+    models.router,
+    tokenize.router,
+    health.router,
+)
 
 
 def create_app(registry: Registry, settings: Settings | None = None, lifespan: Lifespan | None = None) -> FastAPI:

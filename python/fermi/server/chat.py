@@ -28,10 +28,12 @@ from fermi.text.messages import normalise_messages
 
 router = APIRouter(tags=["chat"])
 
+PATH = "/v1/chat/completions"
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-@router.post("/v1/chat/completions", openapi_extra=documented(ChatBody))
+@router.post(PATH, openapi_extra=documented(ChatBody))
 async def chat_completions(body: Annotated[ChatBody, Depends(body_of(ChatBody))], request: Request) -> Response:
     """The assistant's reply to a conversation."""
     return await respond(await prepare(body, state_of(request)), request, stream=bool(body.stream))
@@ -39,7 +41,7 @@ async def chat_completions(body: Annotated[ChatBody, Depends(body_of(ChatBody))]
 
 async def prepare(body: ChatBody, state: ServerState) -> ChatReply:
     """Check everything and submit it. Raises what `fermi.errors` has for a client."""
-    served = state.model(body.model)
+    served = state.serving(body.model, ServedModel, PATH)
     check_honourable(body)
     settings = state.settings.openai
     plan = ThinkingPlan.of(body, served, settings)

@@ -25,11 +25,13 @@ from fermi.server.state import ServerState, state_of
 
 router = APIRouter(tags=["completions"])
 
+PATH = "/v1/completions"
+
 DEFAULT_MAX_TOKENS = 16
 MAX_CHOICES = 1024
 
 
-@router.post("/v1/completions", openapi_extra=documented(CompletionBody))
+@router.post(PATH, openapi_extra=documented(CompletionBody))
 async def completions(body: Annotated[CompletionBody, Depends(body_of(CompletionBody))], request: Request) -> Response:
     """The continuation of one or several texts."""
     return await respond(await prepare(body, state_of(request)), request, stream=bool(body.stream))
@@ -37,7 +39,7 @@ async def completions(body: Annotated[CompletionBody, Depends(body_of(Completion
 
 async def prepare(body: CompletionBody, state: ServerState) -> CompletionReply:
     """Check everything and submit it. Raises what `fermi.errors` has for a client."""
-    served = state.model(body.model)
+    served = state.serving(body.model, ServedModel, PATH)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise RequestError("best_of is only supported where it equals n", param="best_of", code="unsupported_parameter")
     given = listed(body)

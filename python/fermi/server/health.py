@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from fermi.server.served import ServedModel
 from fermi.server.state import RETRY_WHILE_LOADING_S, state_of
 
 router = APIRouter(tags=["operations"])
@@ -20,7 +21,7 @@ router = APIRouter(tags=["operations"])
 async def health(request: Request) -> dict[str, Any]:
     """The process lives; what it did so far."""
     state = state_of(request)
-    rates = [model.service.stats.blocks.hit_rate for model in state.models]
+    rates = [model.service.stats.blocks.hit_rate for model in state.models if isinstance(model, ServedModel)]
     return {
         "status": "draining" if state.draining else "ok" if state.ready else "loading",
         "service": "fermi",

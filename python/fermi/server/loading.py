@@ -7,10 +7,11 @@ from pathlib import Path
 
 from fermi.config import Settings
 from fermi.defaults import Defaults
+from fermi.engine.embedding_service import EmbeddingService
 from fermi.engine.service import Service
 from fermi.errors import ConfigError
-from fermi.loader import LoadedModel, load
-from fermi.server.served import ServedModel, can_think
+from fermi.loader import LoadedEmbedder, LoadedModel, load
+from fermi.server.served import Served, ServedEmbedder, ServedModel, can_think
 
 
 def model_names(settings: Settings) -> list[str]:
@@ -18,7 +19,7 @@ def model_names(settings: Settings) -> list[str]:
     return [settings.model.id, *settings.model.also]
 
 
-def load_served(given: str, settings: Settings) -> ServedModel:
+def load_served(given: str, settings: Settings) -> Served:
     """Load a model and start its engine. Raises ConfigError, HubError or CheckpointError, which say what to do."""
     alias, source = split_alias(given)
     if given != settings.model.id:  # the revision is the first model's
@@ -26,17 +27,24 @@ def load_served(given: str, settings: Settings) -> ServedModel:
     if settings.openai.engine_pool != 1:
         raise ConfigError("openai.engine_pool: only 1 replica of the engine is supported")
     loaded = load(source, settings)
+    folder_name = loaded.folder.name if Path(source).expanduser().is_dir() else source
+    name = alias or folder_name
+    aliases = frozenset({source, folder_name} - {name})
+    if isinstance(loaded, LoadedEmbedder):
+        return _serve_embedder(name, aliases, loaded, settings)
+    return _serve_generator(name, aliases, loaded, settings)
+
+
+def _serve_generator(name: str, aliases: frozenset[str], loaded: LoadedModel, settings: Settings) -> ServedModel:
     service = Service(
         loaded.engine, max_running=settings.engine.max_num_seqs, max_queued_requests=settings.openai.max_queue
     )
     service.start()
     template = loaded.tokenizer.chat_template
     wished = settings.openai.supports_thinking
-    folder_name = loaded.folder.name if Path(source).expanduser().is_dir() else source
-    name = alias or folder_name
     return ServedModel(
         name=name,
-        aliases=frozenset({source, folder_name} - {name}),
+        aliases=aliases,
         tokenizer=loaded.tokenizer,
         template=template,
         service=service,
@@ -44,6 +52,30 @@ def load_served(given: str, settings: Settings) -> ServedModel:
         defaults=Defaults.of(settings.generation, loaded.generation_config),
         thinks=can_think(template) if wished is None else wished,
         facts=_facts(name, loaded, settings),
+    )
+
+
+def _serve_embedder(name: str, aliases: frozenset[str], loaded: LoadedEmbedder, settings: Settings) -> ServedEmbedder:
+    service = EmbeddingService(loaded.embedder, max_queued_requests=settings.openai.max_queue)
+    service.start()
+    model, source = loaded.model, "" if name == loaded.source else f" ({loaded.source})"
+    gives = f"{model.dim} scores" if loaded.scores_pairs else f"vectors of {model.dim} numbers"
+    return ServedEmbedder(
+        name=name,
+        aliases=aliases,
+        tokenizer=loaded.tokenizer,
+        sentences=loaded.sentences,
+        service=service,
+        max_model_len=loaded.embedder.max_seq_length,
+        size=model.dim,
+        scores_pairs=loaded.scores_pairs,
+        facts={
+            "model": f"{name}{source}",
+            "format": f"{loaded.kind}, {model.parameters / 1e6:,.1f} M parameters, {gives}",
+            "device": model.backend.description,
+            "memory": f"weights {_size(model.weight_bytes)}",
+            "context": f"{loaded.embedder.max_seq_length:,} tokens",
+        },
     )
 
 

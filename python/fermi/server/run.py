@@ -10,7 +10,7 @@ from fermi.errors import FermiError
 from fermi.server.listener import Listener, bind
 from fermi.server.log import configure_logging, logger
 from fermi.server.registry import Registry
-from fermi.server.served import ServedModel
+from fermi.server.served import Served
 
 RULE = "─" * 72
 
@@ -37,7 +37,7 @@ def run(settings: Settings) -> int:
 def _load_in_thread(listener: Listener, registry: Registry, settings: Settings, address: str) -> None:
     """Load the models one after the other, then hand all to the event loop at once."""
 
-    def ready(models: list[ServedModel]) -> None:
+    def ready(models: list[Served]) -> None:
         for model in models:
             registry.add(model)
         _announce(models, settings, address)
@@ -59,7 +59,7 @@ def _load_in_thread(listener: Listener, registry: Registry, settings: Settings, 
     threading.Thread(target=load, name="fermi-load", daemon=True).start()
 
 
-def _announce(models: list[ServedModel], settings: Settings, address: str) -> None:
+def _announce(models: list[Served], settings: Settings, address: str) -> None:
     """The banner: lines for people, an event for machines."""
     as_text = settings.log.format == "text" or (settings.log.format == "auto" and sys.stderr.isatty())
     for model in models:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fermi.defaults import Defaults
+from fermi.engine.embedder import TokenSequence
+from fermi.engine.embedding_service import Rows
 from fermi.engine.event import Event
 from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
 from fermi.text.chat import ChatTemplate
 from fermi.text.reasoning import ReasoningSplitter
+from fermi.text.sentences import Sentences
 from fermi.text.tokenizer import Tokenizer
 
 
@@ -28,11 +32,18 @@ class Stream(Protocol):
 
 
 class Service(Protocol):
-    """What the server needs of `fermi.engine.service.Service`."""
+    """What the server needs of the thread that runs a model: see `fermi.engine.worker.Worker`."""
 
     @property
     def ready(self) -> bool:
         """Whether requests are accepted."""
+
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Refuse new requests, give the others so many seconds, and end."""
+
+
+class GeneratingService(Service, Protocol):
+    """What the server needs of `fermi.engine.service.Service`."""
 
     @property
     def stats(self) -> SchedulerStats:
@@ -41,31 +52,41 @@ class Service(Protocol):
     def submit(self, request: Request) -> Stream:
         """Queue a request. RequestError if it can never run, QueueFullError if too many wait."""
 
-    async def stop(self, drain_s: float = 0.0) -> None:
-        """Refuse new requests, give the others so many seconds, and end."""
+
+class EmbeddingService(Service, Protocol):
+    """What the server needs of `fermi.engine.embedding_service.EmbeddingService`."""
+
+    def submit(self, sequences: Sequence[TokenSequence], param: str = "input") -> asyncio.Future[Rows]:
+        """Queue sequences. RequestError if they can never run, QueueFullError if too many wait."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """One model that is loaded and runs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A model that is loaded and runs.
 
     Attributes:
         name: what /v1/models calls it; ``aliases`` are further names that requests may use.
         max_model_len: prompt and reply together, in tokens.
-        thinks: the model can think before it answers.
         facts: what the banner says: model, format, device, memory, context.
     """
 
     name: str
     tokenizer: Tokenizer
-    template: ChatTemplate
     service: Service
     max_model_len: int
-    defaults: Defaults
     aliases: frozenset[str] = frozenset()
-    thinks: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What it is, for messages."""
+        raise NotImplementedError
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where it answers."""
+        raise NotImplementedError
 
     def card(self) -> dict[str, Any]:
         """The entry of /v1/models."""
@@ -76,6 +97,51 @@ class ServedModel:
             "owned_by": "fermi",
             "max_model_len": self.max_model_len,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel(Served):
+    """One that generates text.
+
+    Attributes:
+        thinks: the model can think before it answers.
+    """
+
+    template: ChatTemplate
+    service: GeneratingService
+    defaults: Defaults
+    thinks: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "a model that generates text"
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return ("/v1/chat/completions", "/v1/completions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedEmbedder(Served):
+    """One that embeds texts, or a cross-encoder.
+
+    Attributes:
+        scores_pairs: it is a cross-encoder: it makes no vectors, but ``size`` scores of each pair.
+        size: numbers of a vector.
+    """
+
+    service: EmbeddingService
+    sentences: Sentences
+    size: int
+    scores_pairs: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "a cross-encoder" if self.scores_pairs else "an embedding model"
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return ("/v1/rerank", "/v1/score") if self.scores_pairs else ("/v1/embeddings", "/v1/rerank", "/v1/score")
 
 
 def can_think(template: ChatTemplate) -> bool:

@@ -10,8 +10,8 @@ from fastapi import Request
 
 from fermi.config import Settings
 from fermi.server.errors import NotReadyError
-from fermi.server.registry import Registry
-from fermi.server.served import ServedModel
+from fermi.server.registry import Kind, Registry
+from fermi.server.served import Served
 
 RETRY_WHILE_LOADING_S = 2.0
 RETRY_WHILE_DRAINING_S = 5.0
@@ -52,18 +52,29 @@ class ServerState:
         if self.draining and not self.running:
             self.drained.set()
 
-    def model(self, name: str | None) -> ServedModel:
+    def model(self, name: str | None) -> Served:
         """The model that a request names, or the first.
 
         Raises:
             NotReadyError: none is loaded yet, or the server drains.
             ModelNotServedError: no model has that name.
         """
+        self._refuse_unless_serving()
+        return self.models.find(name)
+
+    def serving(self, name: str | None, kind: type[Kind], endpoint: str) -> Kind:
+        """The model that a request names, or the first of this kind that answers on the endpoint.
+
+        Raises as `model`; RequestError where the model does not answer there.
+        """
+        self._refuse_unless_serving()
+        return self.models.serving(name, kind, endpoint)
+
+    def _refuse_unless_serving(self) -> None:
         if self.draining:
             raise NotReadyError("The server is shutting down.", retry_after=RETRY_WHILE_DRAINING_S)
         if not self.models.loaded:
             raise NotReadyError("The model is being loaded.", retry_after=RETRY_WHILE_LOADING_S)
-        return self.models.find(name)
 
 
 def state_of(request: Request) -> ServerState:

@@ -10,6 +10,7 @@ from fermi.errors import RequestError
 from fermi.server.body import body_of, documented
 from fermi.server.prompts import off_loop, template_variables
 from fermi.server.schema.tokenize import DetokenizeBody, TokenizeBody
+from fermi.server.served import ServedModel
 from fermi.server.state import state_of
 from fermi.text.messages import normalise_messages
 
@@ -21,13 +22,14 @@ router = APIRouter(tags=["tokenizer"])
 async def tokenize(body: Annotated[TokenizeBody, Depends(body_of(TokenizeBody))], request: Request) -> dict[str, Any]:
     """The token ids of a text, or of a conversation in the model's chat format."""
     served = state_of(request).model(body.model)
+    template = served.template if isinstance(served, ServedModel) else served.tokenizer.chat_template
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("either prompt or messages is needed", param="prompt")
 
     def work() -> list[int]:
         if body.messages is None:
             return served.tokenizer.encode(body.prompt or "", body.add_special_tokens is not False)
-        text = served.template.render(
+        text = template.render(
             normalise_messages(body.messages),
             tools=[tool.model_dump(exclude_unset=True) for tool in body.tools or ()] or None,
             add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
@@ -69,5 +71,5 @@ async def tokenizer_info(request: Request, model: str | None = None) -> dict[str
         "eos_token": tokenizer.eos_token,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_ids": sorted(tokenizer.eos_token_ids),
-        "chat_template": served.template.source,
+        "chat_template": served.template.source if isinstance(served, ServedModel) else None,
     }

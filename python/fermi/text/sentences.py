@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fermi.errors import CheckpointError, ContextLengthError, RequestError
-from fermi.text.folder import read_object, read_text
+from fermi.text.folder import read_object
 from fermi.text.tokenizer import Encoded, Tokenizer
 
-__all__ = ["YES_OR_NO", "PairFormat", "SentenceConfig", "Sentences"]
-
-#: sentence-transformers names the settings of its first module after the family of the encoder.
-_FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+__all__ = ["YES_OR_NO", "PairFormat", "Prompts", "Sentences"]
 
 #: Names of prompts, by what the text is to the other one: the first that a model has counts.
 _ROLES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -41,46 +37,30 @@ YES_OR_NO = PairFormat(
 
 
 @dataclass(frozen=True, slots=True)
-class SentenceConfig:
-    """What the files of sentence-transformers beside a checkpoint say of its texts.
+class Prompts:
+    """What sentence-transformers puts before texts.
 
     Attributes:
-        folder: where the tokenizer is.
-        prompts: put before texts, by name.
-        default_prompt_name: of the prompt for texts that name none; None: no prompt.
-        max_seq_length: tokens of a text; None where nobody says.
-        lower_case: texts are brought to lower case.
+        named: by name; every model has ``query`` and ``document``, if empty ones.
+        default: the name of the prompt for texts that name none; None: no prompt.
     """
 
-    folder: Path
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    default_prompt_name: str | None = None
-    max_seq_length: int | None = None
-    lower_case: bool = False
+    named: Mapping[str, str] = field(default_factory=lambda: {"query": "", "document": ""})
+    default: str | None = None
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> SentenceConfig:
-        """As far as the files are there. CheckpointError naming one that is malformed."""
-        folder = Path(folder)
-        path = folder / "config_sentence_transformers.json"
-        named = read_object(path)
-        prompts = named.get("prompts") or {}
+    def from_folder(cls, folder: str | Path) -> Prompts:
+        """Of config_sentence_transformers.json, where it is there. CheckpointError where it is malformed."""
+        path = Path(folder) / "config_sentence_transformers.json"
+        config = read_object(path)
+        prompts = config.get("prompts") or {}
         if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
             raise CheckpointError(f"{path}: prompts must map names to texts, found {prompts!r:.200}")
-        prompts = {"query": "", "document": ""} | {name: text or "" for name, text in prompts.items()}
-        default = named.get("default_prompt_name")
-        if default is not None and default not in prompts:
+        named = {"query": "", "document": ""} | {name: text or "" for name, text in prompts.items()}
+        default = config.get("default_prompt_name")
+        if default is not None and default not in named:
             raise CheckpointError(f"{path}: default_prompt_name is {default!r}, which is not in prompts")
-        inner = folder / _first_module(folder)
-        for family in _FAMILIES:
-            path = inner / f"sentence_{family}_config.json"
-            if path.is_file():
-                break
-        config = read_object(path)
-        length = config.get("max_seq_length")
-        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
-            raise CheckpointError(f"{path}: max_seq_length must be a number of tokens, found {length!r}")
-        return cls(inner, prompts, default, length, config.get("do_lower_case") is True)
+        return cls(named, default)
 
 
 class Sentences:
@@ -93,7 +73,7 @@ class Sentences:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        config: SentenceConfig,
+        prompts: Prompts,
         *,
         max_length: int,
         pair_format: PairFormat | None = None,
@@ -101,7 +81,7 @@ class Sentences:
         """``pair_format``: how pairs are asked about, where the model has no format of its own for two texts."""
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._config = config
+        self._prompts = prompts
         self._pair_format = pair_format
 
     def prompt(self, name: str | None = None, text: str | None = None, *, role: str | None = None) -> str:
@@ -110,7 +90,7 @@ class Sentences:
 
         RequestError where the model has no prompt of that name.
         """
-        prompts = self._config.prompts
+        prompts = self._prompts.named
         if text is not None:
             return text
         if name is not None:
@@ -122,7 +102,7 @@ class Sentences:
         for known in _ROLES.get(role or "", ()):
             if known in prompts:
                 return prompts[known]
-        default = self._config.default_prompt_name
+        default = self._prompts.default
         return "" if default is None else prompts[default]
 
     def encode(
@@ -175,25 +155,3 @@ class Sentences:
             f"in the {param}, number {place}. Please reduce the length of the {param}.",
             param=param,
         )
-
-
-def _first_module(folder: Path) -> str:
-    """The folder of the transformer in modules.json, relative to that of the checkpoint; where it is, mostly."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return ""
-    modules = _list_of(path)
-    first = modules[0].get("path", "") if modules else ""
-    if not isinstance(first, str) or Path(first).is_absolute() or ".." in Path(first).parts:
-        raise CheckpointError(f"{path}: path must be a folder in that of the model, found {first!r}")
-    return first
-
-
-def _list_of(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, list) or not all(isinstance(each, dict) for each in content):
-        raise CheckpointError(f"{path}: a list of modules is expected")
-    return content
