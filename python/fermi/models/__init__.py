@@ -22,13 +22,16 @@ from fermi.models.granite import Granite
 from fermi.models.inputs import Batch, KVCache, KVSpec
 from fermi.models.llama import Llama
 from fermi.models.mistral import Mistral
+from fermi.models.mixtral import Mixtral
 from fermi.models.model import Model
 from fermi.models.olmo2 import Olmo2
 from fermi.models.phi import Phi
 from fermi.models.phi3 import Phi3
 from fermi.models.quantization_config import QuantizationConfig
 from fermi.models.qwen2 import Qwen2
+from fermi.models.qwen2_moe import Qwen2Moe
 from fermi.models.qwen3 import Qwen3
+from fermi.models.qwen3_moe import Qwen3Moe
 from fermi.models.smollm3 import SmolLM3
 from fermi.models.starcoder2 import Starcoder2
 from fermi.models.weights import MatrixRole, Tap, Transform, Weights
@@ -66,11 +69,14 @@ ARCHITECTURES: Mapping[str, type[Decoder[Any]]] = MappingProxyType(
         "granite": Granite,
         "llama": Llama,
         "mistral": Mistral,
+        "mixtral": Mixtral,
         "olmo2": Olmo2,
         "phi": Phi,
         "phi3": Phi3,
         "qwen2": Qwen2,
+        "qwen2_moe": Qwen2Moe,
         "qwen3": Qwen3,
+        "qwen3_moe": Qwen3Moe,
         "smollm3": SmolLM3,
         "starcoder2": Starcoder2,
     }
