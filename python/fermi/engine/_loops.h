@@ -238,11 +238,17 @@ FERMI_EACH_ISA static void weigh_bins(const float* __restrict logits, std::int64
                                       const float* __restrict weights, std::int16_t* __restrict places,
                                       double* __restrict masses) {
     float padding[chunk];
+    double odd[Bins::count] = {};  // of every other token: neighbours of one bin then do not wait for each other
     for (std::int64_t c = 0; c < chunks_of(vocab); ++c) {
         std::int16_t* bin = places + c * chunk;
+        const float* weight = weights + c * chunk;
         bins_of(bins, whole_chunk(logits, vocab, c * chunk, padding), bin);
-        for (int i = 0; i < chunk; ++i) masses[bin[i]] += static_cast<double>(weights[c * chunk + i]);
+        for (int i = 0; i < chunk; i += 2) {
+            masses[bin[i]] += static_cast<double>(weight[i]);
+            odd[bin[i + 1]] += static_cast<double>(weight[i + 1]);
+        }
     }
+    for (int bin = 0; bin < Bins::count; ++bin) masses[bin] += odd[bin];
 }
 
 /// places [chunks * chunk]: the bin of each token. counts [Bins::count]: how many tokens each bin has.

@@ -20,12 +20,12 @@ cdef inline void philox_4x32(uint32_t* counter, uint64_t key) noexcept nogil:
         high_key += 0xBB67AE85u
 
 
-cdef inline double uniform(uint64_t seed, uint64_t stream, uint64_t index) noexcept nogil:
-    """In [0, 1), of 53 random bits."""
+cdef inline double uniform(uint64_t seed, uint64_t stream, uint64_t index, uint32_t trial) noexcept nogil:
+    """In [0, 1), of 53 random bits. Streams are below 2^32."""
     cdef uint32_t[4] words
     words[0] = <uint32_t>index
     words[1] = <uint32_t>(index >> 32)
     words[2] = <uint32_t>stream
-    words[3] = <uint32_t>(stream >> 32)
+    words[3] = <uint32_t>(stream >> 32) + trial
     philox_4x32(words, seed)
     return <double>(((<uint64_t>words[1] << 32) | words[0]) >> 11) * (1.0 / 9007199254740992.0)

@@ -134,6 +134,16 @@ cdef inline uint64_t nucleus(Row* row, double target) noexcept nogil:
     return row.keys[low]
 
 
+cdef inline int16_t find_bin(Row* row, double target, double* above) noexcept nogil:
+    """The bin in which the sum of `bins` reaches the target, else the last. `above`: the sum of those before it."""
+    cdef int16_t bin = 0
+    above[0] = 0
+    while bin < BINS - 1 and above[0] + row.bins[bin] < target:
+        above[0] += row.bins[bin]
+        bin += 1
+    return bin
+
+
 cdef inline uint64_t find_cut(
     Row* row, const float* logits, float largest, float scale, double target, bint by_mass
 ) noexcept nogil:
@@ -152,11 +162,7 @@ cdef inline uint64_t find_cut(
             weigh_bins(logits, row.vocab, bins, row.weights.data(), row.places.data(), row.bins.data())
         else:
             count_bins(logits, row.vocab, bins, row.places.data(), row.bins.data())
-        above = 0
-        bin = 0
-        while bin < BINS - 1 and above + row.bins[bin] < target:
-            above += row.bins[bin]
-            bin += 1
+        bin = find_bin(row, target, &above)
         if level == 0 and bin == BINS - 1:
             return 0
         if collect_bin(logits, row.vocab, row.places.data(), bin, SOME if level + 1 < LEVELS else row.vocab, row.keys):

@@ -4,16 +4,16 @@
 
 from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY, log
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
 from fermi.engine._loops cimport (
-    bounded, copy_bounded, count_before, find_maxima, key_logit, key_token, order_key, run_lanes,
-    weigh, weigh_kept,
+    BINS, Bins, bounded, copy_bounded, count_before, find_maxima, key_logit, key_token, order_key, run_lanes,
+    weigh, weigh_bins, weigh_kept,
 )
 from fermi.engine._numbers cimport philox_4x32, uniform
 from fermi.engine._row cimport (
-    FEW, SOME, Row, draw, draw_gathered, find_cut, first, gather, kth_key, kth_maximum, mass, nucleus, shape_row,
+    FEW, SOME, Row, draw, draw_gathered, find_bin, find_cut, first, gather, kth_key, kth_maximum, mass, nucleus, shape_row,
     weigh_gathered,
 )
 from fermi.engine._rules cimport Rules, adjust, adjusts, penalizes, see
@@ -23,9 +23,12 @@ import numpy as np
 cdef extern from "<algorithm>" namespace "std" nogil:
     void sort[Iterator](Iterator first, Iterator last)
 
+cdef double NARROW = 0.05  # of top_p: too few draws are in the nucleus
+
 cdef enum:
     NEAR = 6  # logits over temperature: where most nuclei end
     NO_TOKEN = 0xFFFFFFFF  # comes after every token of its logit
+    TRIALS = 64  # draws, until one is in the nucleus
     ROWS_PER_THREAD = 4  # fewer are done before another thread has started
 
 
@@ -110,7 +113,46 @@ cdef const float* bound(Scratch* scratch, const float* logits) noexcept nogil:
     return scratch.adjusted.data()
 
 
-cdef int32_t draw_row(Scratch* scratch, const float* logits, Rules* rules, float largest, double u) noexcept nogil:
+cdef int32_t draw_nucleus(
+    Row* row, const float* logits, Rules* rules, float largest, float scale, uint64_t cut, double total
+) noexcept nogil:
+    """A token of the fewest largest that weigh top_p of `total`, the mass from the cut on. `masses` are theirs.
+
+    Tokens are drawn from all until one is in the nucleus: nearly every one is where it is wide, and its bin tells. Only
+    for a token of the bin in which the nucleus ends is its end looked for.
+    """
+    cdef Bins bins
+    cdef double above, target = rules.top_p * total
+    cdef uint32_t trial
+    cdef int16_t bin
+    cdef int32_t token = -1
+    if rules.top_p > NARROW:
+        bins.largest = largest
+        bins.scale = scale
+        row.bins.assign(BINS, 0.0)
+        weigh_bins(logits, row.vocab, bins, row.weights.data(), row.places.data(), row.bins.data())
+        bin = find_bin(row, target, &above)
+        if bin == BINS - 1:  # all of any weight
+            return draw(row, logits, cut, total * random_number(rules, 0))
+        for trial in range(TRIALS):
+            token = draw(row, logits, cut, total * random_number(rules, trial))
+            if row.places[token] < bin:
+                return token
+            if row.places[token] == bin:
+                break
+            token = -1
+    cut = max(cut, find_cut(row, logits, largest, scale, target, True))
+    if token >= 0 and order_key(bounded(logits[token]), token) >= cut:
+        return token
+    total = weigh_kept(logits, row.vocab, cut, row.weights.data(), row.masses.data())
+    return draw(row, logits, cut, total * random_number(rules, TRIALS))
+
+
+cdef double random_number(Rules* rules, uint32_t trial) noexcept nogil:
+    return uniform(rules.seed, rules.stream, <uint64_t>rules.drawn, trial)
+
+
+cdef int32_t draw_row(Scratch* scratch, const float* logits, Rules* rules, float largest) noexcept nogil:
     """A token at random. What few tokens can be is decided among them, without a look at the others."""
     cdef Row* row = &scratch.row
     cdef float scale = <float>1.0 / rules.temperature
@@ -119,6 +161,7 @@ cdef int32_t draw_row(Scratch* scratch, const float* logits, Rules* rules, float
     cdef float least = -INFINITY, threshold
     cdef double total
     cdef uint64_t cut = 0
+    cdef double u = random_number(rules, 0)
     if largest == FLT_MAX:
         logits = bound(scratch, logits)
     if rules.min_p > 0.0:
@@ -144,8 +187,7 @@ cdef int32_t draw_row(Scratch* scratch, const float* logits, Rules* rules, float
             if mass(row, 0, row.keys.size()) >= rules.top_p * total:
                 return draw_gathered(row, logits, nucleus(row, rules.top_p * total), u)
     if top_p:
-        cut = max(cut, find_cut(row, logits, largest, scale, rules.top_p * total, True))
-        total = weigh_kept(logits, scratch.row.vocab, cut, row.weights.data(), row.masses.data())
+        return draw_nucleus(row, logits, rules, largest, scale, cut, total)
     return draw(row, logits, cut, u * total)
 
 
@@ -161,7 +203,7 @@ cdef int32_t choose(Scratch* scratch, const float* logits, Rules* rules) noexcep
         return -1
     if rules.temperature < <float>1e-5 or rules.top_k == 1:
         return <int32_t>first(row, logits, largest)
-    return draw_row(scratch, logits, rules, largest, uniform(rules.seed, rules.stream, <uint64_t>rules.drawn))
+    return draw_row(scratch, logits, rules, largest)
 
 
 cdef void measure(
