@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fermi.errors import ChatTemplateError, CheckpointError
 from fermi.text.chat import ChatTemplate
+from fermi.text.tokenizer import Tokenizer
 
 ASK = {"role": "user", "content": "What is 2 + 2?"}
 ANSWER = {"role": "assistant", "content": "4, of course."}
@@ -37,6 +38,33 @@ def test_the_plain_format() -> None:
     assert template.render(turns, add_generation_prompt=False) == "<s>user: Hi\nassistant: Hello\n"
     assert ChatTemplate.plain().render(turns[:1]) == "user: Hi\nassistant:"
     assert not template.supports_thinking
+
+
+CONVERSATIONAL = {"model_type": "gpt2", "task_specific_params": {"conversational": {"max_length": 1000}}}
+END = {"eos_token": "<eos>"}
+
+
+def test_dialogpt_joins_turns_by_eos(checkpoint: Callable[..., Path], backends: Any) -> None:
+    backend = backends["byte_level"]()
+
+    def template(tokenizer: dict[str, Any] | None = None, model: dict[str, Any] | None = None) -> ChatTemplate:
+        folder = checkpoint(
+            backend,
+            tokenizer_config={"tokenizer_class": "GPT2Tokenizer", **END, **(tokenizer or {})},
+            config={**CONVERSATIONAL, **(model or {})},
+        )
+        return Tokenizer.from_folder(folder).chat_template
+
+    chat = [{"role": "user", "content": "Hi"}, ANSWER, ASK]
+    assert template().render(chat) == f"Hi<eos>{ANSWER['content']}<eos>{ASK['content']}<eos>"
+    assert template({"tokenizer_class": "GPT2TokenizerFast"}).render(chat[:1]) == "Hi<eos>"
+    assert template({"chat_template": "{{ messages|length }}"}).render(chat) == "3"
+    plain = ChatTemplate.plain().render(chat[:1])
+    assert template(model={"task_specific_params": {"text-generation": {}}}).render(chat[:1]) == plain
+    assert template(model={"task_specific_params": None}).render(chat[:1]) == plain
+    assert template(model={"model_type": "gpt_neox"}).render(chat[:1]) == plain
+    assert template({"tokenizer_class": "LlamaTokenizer"}).render(chat[:1]) == plain
+    assert template({"eos_token": None}).render(chat[:1]) == plain
 
 
 def test_templates_that_react_to_thinking(shared: Path) -> None:

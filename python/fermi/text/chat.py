@@ -26,6 +26,9 @@ PLAIN = """\
 assistant:
 {%- endif %}"""
 
+# Of models that learned from dialogues whose turns end with EOS, and bring no template (DialoGPT, arXiv 1911.00536).
+TURNS = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+
 # A message's reasoning goes by these names; a template may read the first or the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -71,13 +74,19 @@ class ChatTemplate:
         return cls(PLAIN, now=datetime.now, **special_tokens)
 
     @classmethod
+    def turns(cls, eos_token: str) -> ChatTemplate:
+        """The format of DialoGPT: every message, whoever says it, and EOS."""
+        return cls(TURNS, now=datetime.now, eos_token=eos_token)
+
+    @classmethod
     def from_folder(
         cls, folder: Path, configured: object, special_tokens: Mapping[str, str | None]
     ) -> ChatTemplate | None:
         """The template of a checkpoint folder, None if it has none. CheckpointError naming the file of a bad one.
 
         The files chat_template.jinja and additional_chat_templates/<name>.jinja win over ``configured``, which is
-        ``chat_template`` of tokenizer_config.json; the older chat_template.json comes last.
+        ``chat_template`` of tokenizer_config.json; the older chat_template.json comes last. A GPT-2 that was made for
+        conversations and brings none has that of DialoGPT.
         """
         files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
         files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
@@ -90,7 +99,8 @@ class ChatTemplate:
             origin = folder / "chat_template.json"
             templates = read_object(origin).get("chat_template")
         if templates is None:
-            return None
+            eos_token = special_tokens.get("eos_token")
+            return None if eos_token is None or not _is_dialogue(folder) else cls.turns(eos_token)
         try:
             return cls(_by_name(templates), now=datetime.now, **special_tokens)
         except CheckpointError as error:
@@ -169,6 +179,18 @@ class ChatTemplate:
         except Exception:  # a template that refuses this conversation: it names the variable, so take its word
             return True
         return on != off
+
+
+def _is_dialogue(folder: Path) -> bool:
+    """Whether a checkpoint is a GPT-2 made for conversations, as DialoGPT says it is."""
+    model, tokenizer = read_object(folder / "config.json"), read_object(folder / "tokenizer_config.json")
+    tasks = model.get("task_specific_params")
+    return (
+        model.get("model_type") == "gpt2"
+        and isinstance(tasks, dict)
+        and "conversational" in tasks
+        and tokenizer.get("tokenizer_class", "GPT2Tokenizer") in ("GPT2Tokenizer", "GPT2TokenizerFast")
+    )
 
 
 def _are_objects(values: object) -> bool:
