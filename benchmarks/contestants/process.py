@@ -27,8 +27,10 @@ class Process:
         label: the name, and the variant where there is one, for people.
     """
 
-    def __init__(self, name: str, threads: int, log: IO[str], variant: str = "") -> None:
-        """Starts it. NotSupportedError says why it cannot be."""
+    def __init__(
+        self, name: str, threads: int, log: IO[str], variant: str = "", worker: str = "contestants.worker"
+    ) -> None:
+        """Starts it. ``worker``: the module that it runs. NotSupportedError says why it cannot be."""
         self.name, self.variant = name, variant
         environment = {
             **os.environ,
@@ -37,7 +39,7 @@ class Process:
             **ENVIRONMENTS.get(name, {}),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "contestants.worker", name],
+            [sys.executable, "-m", worker, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

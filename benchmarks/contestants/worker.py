@@ -53,11 +53,12 @@ def calls(name: str) -> Mapping[str, Callable[..., Any]]:
     }
 
 
-def main() -> None:
+def answer_calls(make: Callable[[], Mapping[str, Callable[..., Any]]]) -> None:
+    """Answers the calls that ``make`` gives, until the standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     try:
-        known = calls(sys.argv[1])
+        known = make()
     except ImportError as error:
         print(json.dumps({"refused": f"not installed ({error})"}), file=answers, flush=True)
         return
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answer_calls(lambda: calls(sys.argv[1]))

@@ -21,7 +21,7 @@ from fermi.engine.engine import Engine, EngineConfig
 from fermi.errors import CheckpointError, ConfigError
 from fermi.hub import resolve
 from fermi.models import Model, load_model, quantization_of
-from fermi.models.embedding import EmbeddingModel, is_embedding_model, load_embedding_model
+from fermi.models.embedding import EmbeddingModel, Task, is_embedding_model, load_embedding_model
 from fermi.models.sentence_modules import SentenceModules
 from fermi.quantization import (
     WINDOW,
@@ -35,7 +35,7 @@ from fermi.quantization import (
     quantized_once,
 )
 from fermi.sampled_text import sampled_text
-from fermi.text.sentences import YES_OR_NO, Prompts, Sentences
+from fermi.text.sentences import PairFormat, Prompts, Sentences, TemplateFormat, YesOrNo
 from fermi.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -128,7 +128,8 @@ def load(source: str, settings: Settings) -> LoadedModel | LoadedEmbedder:
     Raises ConfigError, HubError or CheckpointError, which say what to do.
     """
     folder = _resolve(source, settings)
-    if is_embedding_model(folder):
+    task = settings.model.task
+    if task in ("embed", "score") or (task == "auto" and is_embedding_model(folder)):
         return _load_embedder(source, folder, settings)
     tokenizer = Tokenizer.from_folder(folder)
     model = _load_model(folder, settings)
@@ -239,19 +240,20 @@ def _resolve(source: str, settings: Settings) -> Path:
 def _load_embedder(source: str, folder: Path, settings: Settings) -> LoadedEmbedder:
     backend, dtype, wanted = _open_backend(settings), _DTYPES[settings.engine.dtype], settings.engine.quantization
     packer = None if wanted == "none" else Packer(Recipe(format=wanted), backend=backend)
-    model = load_embedding_model(folder, backend=backend, dtype=dtype, transform=packer)
+    task: Task | None = settings.model.task if settings.model.task in ("embed", "score") else None
+    model = load_embedding_model(folder, backend=backend, dtype=dtype, transform=packer, task=task)
     modules = SentenceModules.read(folder)
     place = folder if modules is None else modules.transformer
     tokenizer = Tokenizer.from_folder(place, lower_case=model.do_lower_case)
     embedder = Embedder(
         model, max_seq_length=settings.engine.max_model_len, max_batch_tokens=settings.engine.max_num_batched_tokens
     )
-    sentences = Sentences(
-        tokenizer,
-        Prompts.from_folder(folder),
-        max_length=embedder.max_seq_length,
-        pair_format=YES_OR_NO if model.task == "score" and _is_causal(place) else None,
-    )
+    prompts = Prompts.from_folder(folder)
+    pair_format: PairFormat | None = None
+    if model.task == "score" and _is_causal(place):
+        fits = TemplateFormat.fits(tokenizer.chat_template)
+        pair_format = TemplateFormat(tokenizer.chat_template, prompts.standard) if fits else YesOrNo()
+    sentences = Sentences(tokenizer, prompts, max_length=embedder.max_seq_length, pair_format=pair_format)
     return LoadedEmbedder(source, folder, sentences, model, embedder)
 
 

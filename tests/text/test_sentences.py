@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from fermi.errors import CheckpointError, ContextLengthError, RequestError
-from fermi.text.sentences import YES_OR_NO, Prompts, Sentences
+from fermi.text.chat import ChatTemplate
+from fermi.text.sentences import Prompts, Sentences, TemplateFormat, YesOrNo
 from fermi.text.tokenizer import Tokenizer
 
 CORPUS = [
@@ -186,7 +187,7 @@ def test_lower_case_is_put_before_the_tokenizers_own_rules(tmp_path: Path) -> No
 
 def test_a_decoder_is_asked_yes_or_no() -> None:
     tokenizer = ours("roberta")
-    sentences = Sentences(tokenizer, Prompts(), max_length=1000, pair_format=YES_OR_NO)
+    sentences = Sentences(tokenizer, Prompts(), max_length=1000, pair_format=YesOrNo())
     [pair] = sentences.encode_pairs([("What {is} a fox?", "An animal.")])
     text = tokenizer.decode(pair.token_ids, skip_special_tokens=False)
     assert pair.type_ids is None
@@ -197,8 +198,28 @@ def test_a_decoder_is_asked_yes_or_no() -> None:
     )
     limit = len(pair.token_ids) - 3
     [cut] = sentences.encode_pairs([("What {is} a fox?", "An animal.")], max_length=limit)
-    after = len(tokenizer.encode(YES_OR_NO.after, add_special_tokens=False))
+    after = len(tokenizer.encode(YesOrNo.after, add_special_tokens=False))
     assert cut.token_ids == pair.token_ids[: limit - after] + pair.token_ids[-after:]
+
+
+def test_a_decoder_is_asked_by_its_own_template() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}<{{ m.content }}>{% elif m.role == 'query' %}Q: {{ m.content }}"
+        '{% elif m.role == "document" %} D: {{ m.content }}{% endif %}{% endfor %} relevant?'
+    )
+    template = ChatTemplate(source)
+    assert TemplateFormat.fits(template)
+    assert not TemplateFormat.fits(ChatTemplate.plain())
+    tokenizer = ours("roberta")
+    whole = TemplateFormat(template, "judge")
+    assert whole.after == " relevant?"
+    sentences = Sentences(tokenizer, Prompts(), max_length=100, pair_format=whole)
+    [pair] = sentences.encode_pairs([("a fox?", "An animal relevant?")])
+    assert tokenizer.decode(pair.token_ids) == "<judge>Q: a fox? D: An animal relevant? relevant?"
+    [cut] = sentences.encode_pairs([("a fox?", "An animal")], max_length=20)
+    assert len(cut.token_ids) == 20
+    assert tokenizer.decode(cut.token_ids).endswith(" relevant?")
+    assert TemplateFormat(template, "").before("a", "b") == "Q: a D: b"
 
 
 def test_a_real_model_reads_texts_as_sentence_transformers_does() -> None:

@@ -51,6 +51,12 @@ class ModelSettings(Section):
         flag="--model -m",
     )
     also: Words = setting((), "Further models to serve, each [alias=]PATH_OR_ID.")
+    task: Literal["auto", "generate", "embed", "score"] = setting(
+        "auto",
+        "What the first model is for; auto is what its files say. embed: a decoder by its last token; score: one that "
+        "answers yes or no about pairs, as Qwen3-Reranker.",
+        env="FERMI_TASK",
+    )
     revision: str | None = setting(None, "Branch, tag or commit on the hub.", env="FERMI_REVISION")
     offline: bool = setting(
         False,

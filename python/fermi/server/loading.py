@@ -22,8 +22,9 @@ def model_names(settings: Settings) -> list[str]:
 def load_served(given: str, settings: Settings) -> Served:
     """Load a model and start its engine. Raises ConfigError, HubError or CheckpointError, which say what to do."""
     alias, source = split_alias(given)
-    if given != settings.model.id:  # the revision is the first model's
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"revision": None})})
+    if given != settings.model.id:  # the revision and the task are the first model's
+        own = settings.model.model_copy(update={"revision": None, "task": "auto"})
+        settings = settings.model_copy(update={"model": own})
     if settings.openai.engine_pool != 1:
         raise ConfigError("openai.engine_pool: only 1 replica of the engine is supported")
     loaded = load(source, settings)

@@ -2,38 +2,79 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Protocol
 
 from fermi.errors import CheckpointError, ContextLengthError, RequestError
+from fermi.text.chat import ChatTemplate
 from fermi.text.folder import read_object
 from fermi.text.tokenizer import Encoded, Tokenizer
 
-__all__ = ["YES_OR_NO", "PairFormat", "Prompts", "Sentences"]
+__all__ = ["PairFormat", "Prompts", "Sentences", "TemplateFormat", "YesOrNo"]
 
 #: Names of prompts, by what the text is to the other one: the first that a model has counts.
 _ROLES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
-class PairFormat(NamedTuple):
-    """How a decoder is asked about a query and a document: ``middle`` may be cut at its end, the others not."""
-
-    before: str
-    middle: str
-    after: str
-    instruction: str
+#: Stands for a document where a template shows what comes after it.
+_MARK = "DOCUMENT-STANDS-HERE"
 
 
-#: Zhang et al., "Qwen3 Embedding", 2025: the answer is the next token, yes or no.
-YES_OR_NO = PairFormat(
-    before="<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
-    middle="<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}",
-    after="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-    instruction="Given a web search query, retrieve relevant passages that answer the query",
-)
+class PairFormat(Protocol):
+    """How a decoder is asked about a query and a document.
+
+    Attributes:
+        after: the end of the question, which stays where the rest is cut.
+    """
+
+    @property
+    def after(self) -> str: ...
+    def before(self, query: str, document: str) -> str:
+        """All that stands before that end."""
+
+
+class YesOrNo:
+    """The question of Qwen3-Reranker, whose answer is the next token, yes or no.
+
+    Zhang et al., "Qwen3 Embedding: Advancing Text Embedding and Reranking Through Foundation Models", 2025.
+    """
+
+    after = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+    def before(self, query: str, document: str) -> str:
+        """All that stands before the end."""
+        return (
+            "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+            'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+            "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+            f"<Query>: {query}\n<Document>: {document}"
+        )
+
+
+class TemplateFormat:
+    """The question of a chat template that knows the roles query and document, as sentence-transformers renders it."""
+
+    def __init__(self, template: ChatTemplate, prompt: str) -> None:
+        """``prompt``: the message of the system, where it is not empty."""
+        self._template = template
+        self._first = [{"role": "system", "content": prompt}] if prompt else []
+        self.after = self._render("", _MARK).rpartition(_MARK)[2]
+
+    @classmethod
+    def fits(cls, template: ChatTemplate) -> bool:
+        """Whether the template knows both roles."""
+        return all(re.search(f"[\"']{role}[\"']", template.source) for role in ("query", "document"))
+
+    def before(self, query: str, document: str) -> str:
+        """All that stands before the end."""
+        return self._render(query, document).removesuffix(self.after)
+
+    def _render(self, query: str, document: str) -> str:
+        pair = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+        return self._template.render([*self._first, *pair], None, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +102,11 @@ class Prompts:
         if default is not None and default not in named:
             raise CheckpointError(f"{path}: default_prompt_name is {default!r}, which is not in prompts")
         return cls(named, default)
+
+    @property
+    def standard(self) -> str:
+        """The prompt for texts that name none."""
+        return "" if self.default is None else self.named[self.default]
 
 
 class Sentences:
@@ -102,8 +148,7 @@ class Sentences:
         for known in _ROLES.get(role or "", ()):
             if known in prompts:
                 return prompts[known]
-        default = self._prompts.default
-        return "" if default is None else prompts[default]
+        return self._prompts.standard
 
     def encode(
         self, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None, param: str = "input"
@@ -141,13 +186,10 @@ class Sentences:
         return encoded
 
     def _formatted(self, pairs: Sequence[tuple[str, str]], pair_format: PairFormat, limit: int | None) -> list[Encoded]:
-        def filled(query: str, document: str) -> str:
-            return pair_format.middle.format(instruction=pair_format.instruction, query=query, document=document)
-
-        before, after = self.tokenizer.encode_batch([pair_format.before, pair_format.after], add_special_tokens=False)
-        room = None if limit is None else max(0, limit - len(before) - len(after))
-        middles = self.tokenizer.encode_batch([filled(*pair) for pair in pairs], add_special_tokens=False)
-        return [Encoded([*before, *middle[:room], *after], None) for middle in middles]
+        befores = [pair_format.before(*pair) for pair in pairs]
+        after, *encoded = self.tokenizer.encode_batch([pair_format.after, *befores], add_special_tokens=False)
+        room = None if limit is None else max(0, limit - len(after))
+        return [Encoded([*before[:room], *after], None) for before in encoded]
 
     def _refuse(self, length: int, place: int, param: str) -> None:
         raise ContextLengthError(
