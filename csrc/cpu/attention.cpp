@@ -19,18 +19,22 @@ namespace fermi::cpu::FERMI_ISA {
 
 namespace {
 
-/// Copies the tile's queries to the workspace: scaled, in the order of Two, or rounded to X.
-template <class AnyTile, class X, class Order>
-void load_queries(const Attention& op, const AnyTile& tile, const Plan& plan, X* queries, Order order) {
+const float* query_row(const Attention& op, std::int64_t token, std::int64_t head) {
+    return op.q.data<float>() + token * op.q.stride(0) + head * op.q.stride(1);
+}
+
+/// Copies the tile's queries to the workspace: scaled, in the order of Two<T>.
+template <class T>
+void load_queries(const Attention& op, const RowTile& tile, const Plan& plan, float* queries) {
     const Vec scale = broadcast(op.scale);
     for (int r = 0; r < tile.count(); ++r) {
-        const float* q = op.q.data<float>() + tile.token(r) * op.q.stride(0) + tile.head(r) * op.q.stride(1);
-        X* row = queries + r * plan.dim;
+        const float* q = query_row(op, tile.token(r), tile.head(r));
+        float* row = queries + r * plan.dim;
         for (std::int64_t d = 0; d < plan.dim; d += 2 * Vec::width) {
             const std::int64_t rest = plan.head_dim - d;
             Two two = rest >= 2 * Vec::width ? Two{load(q + d), load(q + d + Vec::width)}
                                              : load_two_partial(q + d, static_cast<int>(rest));
-            if constexpr (!std::is_same_v<Order, std::nullptr_t>) to_two(two.a, two.b, order);
+            to_two(two.a, two.b, T{});
             store(row + d, two.a * scale);
             store(row + d + Vec::width, two.b * scale);
         }
@@ -41,6 +45,12 @@ void load_queries(const Attention& op, const AnyTile& tile, const Plan& plan, X*
 void join(float& maximum, float& total, float* values, float addend_maximum, float addend_total, const float* addend,
           std::int64_t dim) {
     if (addend_maximum == minus_infinity) return;  // sees no key of this span
+    if (maximum == minus_infinity) {
+        std::copy_n(addend, dim, values);
+        total = addend_total;
+        maximum = addend_maximum;
+        return;
+    }
     const float raised = std::max(maximum, addend_maximum);
     float scales[Vec::width] = {maximum - raised, addend_maximum - raised};
     store(scales, exp(load(scales)));
@@ -50,14 +60,6 @@ void join(float& maximum, float& total, float* values, float addend_maximum, flo
     }
     total = total * scales[0] + addend_total * scales[1];
     maximum = raised;
-}
-
-/// out = values / total; zero for a row that sees nothing.
-void finish(float* out, float total, const float* values, std::int64_t head_dim) {
-    const Vec inverse = broadcast(total > 0.0F || total != total ? 1.0F / total : 0.0F);
-    std::int64_t d = 0;
-    for (; d + Vec::width <= head_dim; d += Vec::width) store(out + d, load(values + d) * inverse);
-    if (d < head_dim) store_partial(out + d, load(values + d) * inverse, static_cast<int>(head_dim - d));
 }
 
 float* out_row(const Attention& op, const Plan& plan, std::int64_t token, std::int64_t head) {
@@ -107,10 +109,10 @@ class Worker {
                            plan_.group,
                            op_.window};
         };
-        const auto attend = [&](const RowTile& tile, std::int64_t span) {
-            attend_by_rows(tile, plan_, cache_, span * row_span, work_);
+        const auto attend = [&](const RowTile& tile, std::int64_t span, const Sums& sums) {
+            attend_by_rows(tile, plan_, cache_, span * row_span, op_.soft_cap, work_, sums);
         };
-        const auto load = [&](const RowTile& tile) { load_queries(op_, tile, plan_, work_.queries, T{}); };
+        const auto load = [&](const RowTile& tile) { load_queries<T>(op_, tile, plan_, work_.queries); };
         for_items((rows + row_tile - 1) / row_tile, chunks, spans, row_span, tile_at, load, attend);
     }
 
@@ -128,27 +130,50 @@ class Worker {
     void run_panels(const Sequence& sequence) {
         const std::int64_t rows = sequence.queries * plan_.group;
         const Range spans = spans_of({sequence.visible(0, op_.window).begin, sequence.context}, panel_span);
+        const std::int64_t tiles = (rows + plan_.tile - 1) / plan_.tile;
+        const std::int64_t each = round_up((rows + tiles - 1) / tiles, panel_rows);
         const auto tile_at = [&](std::int64_t index, std::int64_t kv_head) {
             return Tile{sequence,
                         kv_head,
-                        {index * panel_tile, std::min(rows, (index + 1) * panel_tile)},
+                        {std::min(rows, index * each), std::min(rows, (index + 1) * each)},
                         plan_.group,
                         op_.window};
         };
+        const Panels<Panel> panels(work_.panels, plan_.head_dim, plan_.dim);
+        std::array<Range, panel_tile> seen;  // by each row
+        const auto visible = [&seen](int r) { return seen[static_cast<std::size_t>(r)]; };
         const auto load = [&](const Tile& tile) {
-            auto* queries = reinterpret_cast<typename Panel::X*>(work_.queries);
-            load_queries(op_, tile, plan_, queries, nullptr);
-            const std::int64_t count = tile.count();  // as many zeros as fill the last registers
-            std::fill_n(queries + count * plan_.dim, (round_up(count, panel_rows) - count) * plan_.dim,
-                        typename Panel::X{});
+            panels.load_queries(tile.count(), op_.scale,
+                                [&](int r) { return query_row(op_, tile.token(r), tile.head(r)); });
+            for (int r = 0; r < tile.count(); ++r) seen[static_cast<std::size_t>(r)] = tile.visible(r);
         };
-        const auto attend = [&](const Tile& tile, std::int64_t span) {
+        const auto adjust = [&](float* scores, int, int begin, int end) {
+            if constexpr (std::is_integral_v<T>) {
+                for (int j = begin; j < end; j += Vec::width) {
+                    store(scores + j, FERMI_ISA::load(scores + j) * FERMI_ISA::load(work_.key_scales + j));
+                }
+            }
+            if (op_.soft_cap != 0.0F) cap_scores(scores, begin, end, op_.soft_cap);
+        };
+        const auto attend = [&](const Tile& tile, std::int64_t span, const Sums& sums) {
+            const int count = tile.count();
             const Range keys = tile.keys();
-            const std::int64_t begin = std::max(span * panel_span, keys.begin / block_keys * block_keys);
-            work_.span.clear(round_up(tile.count(), panel_rows), plan_.dim);
-            attend_by_panels<Panel>(tile, plan_, cache_, {begin, std::min(keys.end, (span + 1) * panel_span)}, work_);
+            const std::int64_t end = std::min(keys.end, (span + 1) * panel_span);
+            sums.clear(round_up(count, panel_rows), plan_.dim);
+            std::int64_t start = std::max(span * panel_span, keys.begin / block_keys * block_keys);
+            Positions positions(tile, plan_, start);
+            for (; start < end; start += block_keys) {
+                panels.load_block(
+                    positions.part, [&](int j) { return cache_.key(positions[j]); },
+                    [&](int j) { return cache_.value(positions[j]); });
+                cache_.load_scales(positions, work_);
+                positions = Positions(tile, plan_, start + block_keys);
+                panels.attend(sums, count, start, visible, adjust, std::is_integral_v<T> ? work_.value_scales : nullptr,
+                              [&](int r) { cache_.fetch(positions, r, r + panel_rows, count); });
+            }
+            panels.order(sums, count);
         };
-        for_items((rows + panel_tile - 1) / panel_tile, plan_.kv_heads, spans, panel_span, tile_at, load, attend);
+        for_items(tiles, plan_.kv_heads, spans, panel_span, tile_at, load, attend);
     }
 
     static Range spans_of(Range keys, std::int64_t size) {
@@ -156,7 +181,7 @@ class Worker {
     }
 
     /// Computes those of a sequence's items that this lane gets. tile_at(index, part), index < tiles, part < parts;
-    /// load brings a tile's queries to the workspace, attend its sums over a span to work_.span.
+    /// load brings a tile's queries to the workspace, attend its sums over a span where it is told to.
     template <class TileAt, class Load, class Attend>
     void for_items(std::int64_t tiles, std::int64_t parts, Range spans, std::int64_t size, const TileAt& tile_at,
                    const Load& load, const Attend& attend) {
@@ -177,7 +202,7 @@ class Worker {
             const std::int64_t span = spans.begin + item / parts % per_tile;
             if (seen.begin <= span && span < seen.end) {
                 load(tile);
-                attend(tile, span);
+                attend(tile, span, work_.span);
                 share(tile, span);
             }
             Counter& done = lane_.counters[first_tile_ + index * parts + part];
@@ -194,9 +219,10 @@ class Worker {
     void attend_all(const AnyTile& tile, Range spans, const Attend& attend) {
         const Sums &whole = work_.whole, &span = work_.span;
         const std::int64_t dim = plan_.dim;
-        whole.clear(tile.count(), dim);
+        if (spans.size() == 0) whole.clear(tile.count(), dim);
         for (std::int64_t s = spans.begin; s < spans.end; ++s) {
-            attend(tile, s);
+            attend(tile, s, s == spans.begin ? whole : span);
+            if (s == spans.begin) continue;
             for (int r = 0; r < tile.count(); ++r) {
                 join(whole.maximum[r], whole.total[r], whole.values + r * dim, span.maximum[r], span.total[r],
                      span.values + r * dim, dim);

@@ -1,31 +1,26 @@
-// How attention cuts its work: rows, tiles, blocks and spans, and the scratch memory of each.
+// How attention over the KV cache cuts its work: rows, tiles and spans, and the scratch memory of each.
 #pragma once
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <utility>
 
+#include "cpu/attention_panels.h"
 #include "cpu/lane.h"
 #include "cpu/simd.h"
 #include "ops.h"
 
 namespace fermi::cpu::FERMI_ISA {
 
-inline constexpr int few_queries = 4;   // of a sequence that is computed row by row
-inline constexpr int row_span = 128;    // positions that such rows see at a time
-inline constexpr int row_tile = 16;     // such rows of a KV head, at most
-inline constexpr int pieces_ahead = 3;  // one head's vectors of one block make a piece
-inline constexpr int panel_span = 512;  // positions that are joined at a time where there are more queries
-inline constexpr int block_keys = 128;  // and that make a panel
-inline constexpr int panel_tile = 192;  // rows of a tile that meets panels
-inline constexpr int panel_rows = tile_rows >= 3 ? 6 : 2;  // of them, those that are in registers at a time
-inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+inline constexpr int few_queries = 4;    // of a sequence that is computed row by row
+inline constexpr int row_span = 128;     // positions that such rows see at a time
+inline constexpr int row_tile = 16;      // such rows of a KV head, at most
+inline constexpr int pieces_ahead = 3;   // one head's vectors of one block make a piece
+inline constexpr int panel_span = 1024;  // positions that are joined at a time where there are more queries
 /// Spans are handed out one by one only while their sums fit here.
 inline constexpr std::int64_t most_split_bytes = std::int64_t{256} << 20;
 
-static_assert(block_keys % Vec::width == 0 && panel_span % block_keys == 0 && panel_tile % panel_rows == 0);
-static_assert(row_span % Vec::width == 0 && row_span <= panel_span);
+static_assert(panel_span % block_keys == 0 && row_span % Vec::width == 0 && row_span <= panel_span);
 
 /// What follows from the shapes alone.
 struct Plan {
@@ -34,7 +29,8 @@ struct Plan {
     std::int64_t dim;         // head_dim padded to pairs of vectors
     std::int64_t most_spans;  // of a full block table
     std::int64_t most_tiles;  // of any division of the tokens among the sequences
-    std::int64_t most_rows;   // of a tile
+    std::int64_t most_rows;   // of a tile, whole registers of them
+    std::int64_t tile;        // rows of one that meets panels: many share a panel's making, few leave lanes work
     bool split;               // spans are separate items
 
     Plan(const Attention& op, int lanes)
@@ -50,58 +46,38 @@ struct Plan {
           most_tiles(kv_heads * (sequences + tokens * group / row_tile)),
           most_rows(round_up(
               std::max<std::int64_t>(panel_tile, kv_heads * std::min<std::int64_t>(row_tile, tokens * group)), 16)) {
-        const std::int64_t items = kv_heads * (sequences + tokens * group / panel_tile);
-        split = lanes > 1 && items < 32 * lanes && most_spans > 1 &&
-                tokens * heads * most_spans * (dim + 2) * 4 <= most_split_bytes;
+        tile = std::clamp<std::int64_t>(round_up(kv_heads * tokens * group / (8 * lanes), pass_rows), panel_tile / 2,
+                                        panel_tile);
+        // Sums of separate spans cost memory to write and read: only where there are few tiles.
+        const bool few = kv_heads * sequences < 32 * lanes && kv_heads * (tokens * group / tile) < 6 * lanes;
+        split = lanes > 1 && few && most_spans > 1 && tokens * heads * most_spans * (dim + 2) * 4 <= most_split_bytes;
     }
 };
 
-/// Softmax-weighted sums of values over some keys, for the rows of a tile: Σ e^(s - maximum) v, and Σ e^(s - maximum).
-struct Sums {
-    float* maximum;  // [most_rows]
-    float* total;    // [most_rows]
-    float* values;   // [most_rows, dim]
-
-    void clear(std::int64_t rows, std::int64_t dim) const {
-        std::fill_n(maximum, rows, minus_infinity);
-        std::fill_n(total, rows, 0.0F);
-        std::fill_n(values, rows * dim, 0.0F);
-    }
-};
-
-/// The scratch memory of one lane. Where products are of bf16 pairs, arrays of X hold bf16.
+/// The scratch memory of one lane.
 struct Workspace {
     Sums span;
     Sums whole;
-    float* queries;       // X [most_rows, dim], scaled, zeros beyond head_dim
-    float* scores;        // [most_rows, row_span] of rows, [row_tile, block_keys] where there are panels
-    float* weights;       // X [row_tile, block_keys]
+    float* queries;       // [most_rows, dim], scaled, zeros beyond head_dim; panels' as PanelMemory has them
+    float* scores;        // [most_rows, row_span]
     float* key_scales;    // [block_keys]
     float* value_scales;  // [block_keys]
-    float* keys;          // X [dim, block_keys] (see attention_panels.h)
-    float* values;        // X [block_keys, dim]
-    float* rows;          // X [block_keys + 1, dim]
+    PanelMemory panels;
 
     static std::size_t bytes(const Plan& plan) {
-        return float_bytes(plan.most_rows * (4 + 3 * plan.dim + row_span) + row_tile * block_keys + 2 * block_keys +
-                           (3 * block_keys + 1) * plan.dim);
+        return float_bytes(2 * Sums::floats(plan.most_rows, plan.dim) + plan.most_rows * (plan.dim + row_span) +
+                           2 * block_keys + PanelMemory::floats(plan.dim));
     }
     Workspace(std::byte* memory, const Plan& plan) {
         auto* next = reinterpret_cast<float*>(memory);
         const auto take = [&](std::int64_t floats) { return std::exchange(next, next + floats); };
-        for (Sums* sums : {&span, &whole}) {
-            sums->maximum = take(plan.most_rows);
-            sums->total = take(plan.most_rows);
-            sums->values = take(plan.most_rows * plan.dim);
-        }
+        span = Sums(take(Sums::floats(plan.most_rows, plan.dim)), plan.most_rows);
+        whole = Sums(take(Sums::floats(plan.most_rows, plan.dim)), plan.most_rows);
         queries = take(plan.most_rows * plan.dim);
         scores = take(plan.most_rows * row_span);
-        weights = take(row_tile * block_keys);
         key_scales = take(block_keys);
         value_scales = take(block_keys);
-        keys = take(block_keys * plan.dim);
-        values = take(block_keys * plan.dim);
-        rows = take((block_keys + 1) * plan.dim);
+        panels = PanelMemory(take(PanelMemory::floats(plan.dim)), plan.dim);
     }
 };
 
@@ -147,6 +123,11 @@ struct Sequence {
     }
 };
 
+/// Of numbers that fit in 32 bits: such a division costs half as much, and rows take several each.
+inline std::int64_t divide(std::int64_t a, std::int64_t b) {
+    return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
+}
+
 /// Rows [begin, end) of one sequence and KV head.
 struct Tile {
     const Sequence& sequence;
@@ -156,12 +137,12 @@ struct Tile {
     std::int32_t window;
 
     int count() const { return static_cast<int>(rows.end - rows.begin); }
-    std::int64_t token(std::int64_t r) const { return sequence.first_token + (rows.begin + r) / group; }
-    std::int64_t head(std::int64_t r) const { return kv_head * group + (rows.begin + r) % group; }
-    Range visible(std::int64_t r) const { return sequence.visible((rows.begin + r) / group, window); }
-    /// Positions that any of its rows from `first` to `last` sees: later queries see later keys.
-    Range keys(std::int64_t first, std::int64_t last) const { return {visible(first).begin, visible(last).end}; }
-    Range keys() const { return keys(0, count() - 1); }
+    std::int64_t query(std::int64_t r) const { return divide(rows.begin + r, group); }
+    std::int64_t token(std::int64_t r) const { return sequence.first_token + query(r); }
+    std::int64_t head(std::int64_t r) const { return kv_head * group + rows.begin + r - query(r) * group; }
+    Range visible(std::int64_t r) const { return sequence.visible(query(r), window); }
+    /// Positions that any of its rows sees: later queries see later keys.
+    Range keys() const { return {visible(0).begin, visible(count() - 1).end}; }
 };
 
 /// Rows [begin, end) of one sequence and of each of several KV heads, head by head.
@@ -184,20 +165,6 @@ struct RowTile {
     Range keys() const { return {visible(0).begin, visible(count() - 1).end}; }
 };
 
-/// Part of a block of positions: the bounds relative to its start, 0 ≤ first ≤ last ≤ size.
-struct Part {
-    int first;
-    int last;
-
-    Part(Range positions, std::int64_t start, int size)
-        : first(static_cast<int>(std::clamp<std::int64_t>(positions.begin - start, 0, size))),
-          last(static_cast<int>(std::clamp<std::int64_t>(positions.end - start, first, size))) {}
-    bool empty() const { return first == last; }
-    /// In whole vectors.
-    int first_vector() const { return first / Vec::width * Vec::width; }
-    int end_of_vectors() const { return (last + Vec::width - 1) / Vec::width * Vec::width; }
-};
-
 /// Where one KV head's vectors lie at the positions of a block: rows of the caches, head_dim elements each.
 struct Positions {
     std::array<std::int64_t, block_keys> rows;  // by position - start
@@ -216,6 +183,7 @@ struct Positions {
         }
     }
     std::int64_t operator[](int j) const { return rows[static_cast<std::size_t>(j)]; }
+    int size() const { return part.last - part.first; }
 };
 
 /// The caches of an op. T: what they hold.
@@ -240,6 +208,17 @@ struct Cache {
     }
     const T* key(std::int64_t row) const { return keys + row * head_dim; }
     const T* value(std::int64_t row) const { return values + row * head_dim; }
+
+    /// Asks for a share of a block's keys and values, that of items [begin, end) of `count`.
+    void fetch(const Positions& positions, int begin, int end, int count) const {
+        const auto at = [&](int i) { return positions.part.first + positions.size() * std::min(i, count) / count; };
+        for (int j = at(begin), last = at(end); j < last; ++j) {
+            const auto* k = reinterpret_cast<const char*>(key(positions[j]));
+            const auto* v = reinterpret_cast<const char*>(value(positions[j]));
+            const auto bytes = head_dim * static_cast<std::int64_t>(sizeof(T));
+            for (std::int64_t i = 0; i < bytes; i += 64) prefetch_far(k + i), prefetch_far(v + i);
+        }
+    }
 
     /// Copies the scales at a block's positions to the workspace; zeros where there are none.
     void load_scales(const Positions& positions, const Workspace& work) const {

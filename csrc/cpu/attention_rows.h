@@ -158,8 +158,10 @@ inline void multiply(float* numbers, const float* scales, int count) {
 
 /// Turns a row's scores over the positions of a span into weights e^(score - maximum); positions that it does not see
 /// get zero. Sets maximum and total.
-inline void soften_row(float* scores, const Part& part, const Part& visible, float& highest, float& total) {
+inline void soften_row(float* scores, const Part& part, const Part& visible, float soft_cap, float& highest,
+                       float& total) {
     const int begin = part.first_vector(), end = part.end_of_vectors();
+    if (soft_cap != 0.0F) cap_scores(scores, begin, end, soft_cap);
     std::fill(scores + begin, scores + std::max(begin, visible.first), minus_infinity);
     std::fill(scores + std::max(begin, visible.last), scores + end, minus_infinity);
     Vec most = broadcast(minus_infinity);
@@ -176,10 +178,10 @@ inline void soften_row(float* scores, const Part& part, const Part& visible, flo
     total = sum(sums);
 }
 
-/// The sums of a tile over a span, in work.span.
+/// The sums of a tile over a span.
 template <class T>
-void attend_by_rows(const RowTile& tile, const Plan& plan, const Cache<T>& cache, std::int64_t start,
-                    const Workspace& work) {
+void attend_by_rows(const RowTile& tile, const Plan& plan, const Cache<T>& cache, std::int64_t start, float soft_cap,
+                    const Workspace& work, const Sums& sums) {
     const Runs runs(tile, plan, start);
     const int heads = tile.heads(), rows = tile.rows_per_head();
     const std::int64_t head_rows = plan.block_size, pieces = std::int64_t{runs.count} * heads;
@@ -212,10 +214,10 @@ void attend_by_rows(const RowTile& tile, const Plan& plan, const Cache<T>& cache
         }
     }
     for (int r = 0; r < tile.count(); ++r) {
-        soften_row(work.scores + r * row_span, runs.part, Part(tile.visible(r), start, row_span), work.span.maximum[r],
-                   work.span.total[r]);
+        soften_row(work.scores + r * row_span, runs.part, Part(tile.visible(r), start, row_span), soft_cap,
+                   sums.maximum[r], sums.total[r]);
     }
-    std::fill_n(work.span.values, tile.count() * plan.dim, 0.0F);
+    std::fill_n(sums.values, tile.count() * plan.dim, 0.0F);
     for (std::int64_t piece = 0; piece < pieces; ++piece) {
         fetch(pieces + piece + pieces_ahead);
         const Run run = run_of(piece);
@@ -226,12 +228,11 @@ void attend_by_rows(const RowTile& tile, const Plan& plan, const Cache<T>& cache
             for (int r = 0; r < rows; ++r) multiply(weights + r * row_span, cache.value_scales + row, count);
         }
         in_groups<group_rows>(rows, [&](auto m, int r) {
-            weigh_run<m()>(work.span.values + (r0 + r) * plan.dim, weights + r * row_span, plan, cache.value(row),
-                           count);
+            weigh_run<m()>(sums.values + (r0 + r) * plan.dim, weights + r * row_span, plan, cache.value(row), count);
         });
     }
     for (std::int64_t d = 0; d < tile.count() * plan.dim; d += 2 * Vec::width) {
-        float* values = work.span.values + d;
+        float* values = sums.values + d;
         Vec a = load(values), b = load(values + Vec::width);
         from_two(a, b, T{});
         store(values, a);

@@ -27,6 +27,16 @@
 
 #define FERMI_INLINE inline __attribute__((always_inline))
 
+namespace fermi::cpu::FERMI_ISA {
+
+/// GCC takes a function that does nothing but prefetch for one without effects, and drops calls of it. Not of one that
+/// calls this.
+FERMI_INLINE void keep_call() {
+    __asm__ volatile("");
+}
+
+}  // namespace fermi::cpu::FERMI_ISA
+
 #if defined(FERMI_ISA_AVX512)
 #include "cpu/simd/avx512.h"
 #elif defined(FERMI_ISA_AVX2)

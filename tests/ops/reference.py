@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,14 +16,21 @@ Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int32]
 
 
-def embed(token_ids: Integers, table: Doubles) -> Doubles:
+def embed(token_ids: Integers, table: Doubles, scale: float = 1.0) -> Doubles:
     """[tokens], [vocabulary, hidden] -> [tokens, hidden]."""
-    return table[token_ids]
+    return scale * table[token_ids]
 
 
 def rms_norm(x: Doubles, weight: Doubles, epsilon: float) -> Doubles:
     """[.., dim], [dim] -> [.., dim] (arXiv 1910.07467)."""
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon) * weight
+
+
+def layer_norm(x: Doubles, weight: Doubles, bias: Doubles | None, epsilon: float) -> Doubles:
+    """[.., dim], [dim], [dim] -> [.., dim] (arXiv 1607.06450)."""
+    return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + epsilon) * weight + (
+        0.0 if bias is None else bias
+    )
 
 
 def linear(x: Doubles, weights: Sequence[Doubles], biases: Sequence[Doubles | None]) -> Doubles:
@@ -100,6 +108,7 @@ def attention(
     context_lengths: Integers,
     scale: float,
     window: int = 0,
+    soft_cap: float = 0.0,
 ) -> Doubles:
     """[tokens, heads, head_dim] over caches [blocks, kv_heads, block_size, head_dim] -> [tokens, heads * head_dim]."""
     group = q.shape[1] // key_cache.shape[1]
@@ -116,9 +125,37 @@ def attention(
             end = int(context) - last + row + 1
             begin = max(0, end - window) if window else 0
             scores = scale * np.einsum("hd,khd->hk", q[row], keys[begin:end])
+            if soft_cap:
+                scores = soft_cap * np.tanh(scores / soft_cap)
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             weights /= weights.sum(axis=1, keepdims=True)
             out[row] = np.einsum("hk,khd->hd", weights, values[begin:end])
+    return out.reshape(q.shape[0], -1)
+
+
+def encoder_attention(
+    q: Doubles,
+    k: Doubles,
+    v: Doubles,
+    starts: Integers,
+    scale: float,
+    window: int = 0,
+    bias: Doubles | None = None,
+) -> Doubles:
+    """[tokens, heads, head_dim] over [tokens, kv_heads, head_dim], every token to its whole sequence."""
+    k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    out = np.zeros_like(q)
+    for first, last in zip(starts[:-1], starts[1:], strict=True):
+        distance = np.arange(last - first) - np.arange(last - first)[:, None]  # [query, key]
+        scores = scale * np.einsum("qhd,khd->hqk", q[first:last], k[first:last])
+        if bias is not None:
+            reach = bias.shape[1] // 2
+            scores += bias[:, np.clip(distance, -reach, reach) + reach]
+        if window:
+            scores[:, np.abs(distance) > window] = -np.inf
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True, initial=-np.inf))
+        weights /= weights.sum(axis=2, keepdims=True)
+        out[first:last] = np.einsum("hqk,khd->qhd", weights, v[first:last])
     return out.reshape(q.shape[0], -1)
 
 
@@ -138,17 +175,44 @@ def _relu(x: Doubles) -> Doubles:
     return np.maximum(x, 0.0)
 
 
+def _sigmoid(x: Doubles) -> Doubles:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
 ACTIVATIONS: dict[str, Callable[[Doubles], Doubles]] = {
     "silu": _silu,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "relu": _relu,
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
 }
 
 
 def gate(x: Doubles, y: Doubles, activation: str) -> Doubles:
     """[tokens, n] twice -> [tokens, n]."""
     return ACTIVATIONS[activation](x) * y
+
+
+def finished(x: Doubles, scale: float, soft_cap: float) -> Doubles:
+    """What a linear makes of its results last; soft_cap 0: none."""
+    return soft_cap * np.tanh(scale * x / soft_cap) if soft_cap else scale * x
+
+
+def pool(x: Doubles, starts: Integers, pooling: str) -> Doubles:
+    """[tokens, dim], [sequences + 1] -> [sequences, dim]; zeros for an empty sequence."""
+    pooled = []
+    for begin, end in itertools.pairwise(starts):
+        tokens, length = x[begin:end], int(end - begin)
+        if length == 0:
+            pooled.append(np.zeros(x.shape[1]))
+        elif pooling == "max":
+            pooled.append(tokens.max(axis=0))
+        elif pooling == "weighted_mean":
+            pooled.append(np.average(tokens, axis=0, weights=np.arange(1, length + 1)))
+        else:
+            pooled.append(tokens.sum(axis=0) / (length if pooling == "mean" else math.sqrt(length)))
+    return np.stack(pooled)
 
 
 def rounded_to_int8(x: Doubles, group: int) -> Doubles:

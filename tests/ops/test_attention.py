@@ -71,8 +71,8 @@ class Batch:
             self.tensors = [keys.tensor, values.tensor]
             self.keys, self.values = keys.values, values.values
 
-    def run(self, window: int = 0) -> _C.Tensor:
-        return self._attention(self.q.tensor, self.tables, self.starts, self.contexts, window)
+    def run(self, window: int = 0, soft_cap: float = 0.0) -> _C.Tensor:
+        return self._attention(self.q.tensor, self.tables, self.starts, self.contexts, window, soft_cap)
 
     def part(self, s: int, first: int, count: int, window: int) -> _C.Tensor:
         """The output of queries [first, first + count) of sequence s, computed by themselves."""
@@ -81,7 +81,13 @@ class Batch:
         return self._attention(q, self.tables[s : s + 1], [0, count], [context], window)
 
     def _attention(
-        self, q: _C.Tensor, tables: npt.ArrayLike, starts: npt.ArrayLike, contexts: npt.ArrayLike, window: int
+        self,
+        q: _C.Tensor,
+        tables: npt.ArrayLike,
+        starts: npt.ArrayLike,
+        contexts: npt.ArrayLike,
+        window: int,
+        soft_cap: float = 0.0,
     ) -> _C.Tensor:
         return _C.attention(
             q,
@@ -91,13 +97,14 @@ class Batch:
             indices(contexts),
             scale=self.scale,
             window=window,
+            soft_cap=soft_cap,
             key_scales=self.scales[0],
             value_scales=self.scales[1],
         )
 
-    def expected(self, window: int = 0) -> npt.NDArray[np.float64]:
+    def expected(self, window: int = 0, soft_cap: float = 0.0) -> npt.NDArray[np.float64]:
         return reference.attention(
-            self.q.values, self.keys, self.values, self.tables, self.starts, self.contexts, self.scale, window
+            self.q.values, self.keys, self.values, self.tables, self.starts, self.contexts, self.scale, window, soft_cap
         )
 
     def tolerance(self) -> npt.NDArray[np.float64]:
@@ -127,6 +134,24 @@ def test_matches_numpy(
         assert np.all(error <= operands.tolerance()), error.max()
         exact = invariant(backend, lambda window=window: operands.run(window))  # type: ignore[misc]
         np.testing.assert_allclose(exact.float32(), expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", CACHES)
+@pytest.mark.parametrize("soft_cap", [0.5, 3.0, 50.0])
+def test_scores_are_capped(
+    opened: Callable[[int], _C.Backend], generator: np.random.Generator, dtype: _C.DTypeName, soft_cap: float
+) -> None:
+    operands = Batch(generator, Shape(6, 2, 40, 16), [(1, 140), (30, 100), (1, 3), (200, 1300)], dtype)
+    operands.scale = 1.0  # scores of several times the smaller caps
+    for threads in (1, 2):
+        with opened(threads) as backend:
+            for window in (0, 50):
+                expected = operands.expected(window, soft_cap)
+                error = np.abs(operands.run(window, soft_cap).float32() - expected)
+                assert np.all(error <= 4 * operands.tolerance()), error.max()
+                exact = invariant(backend, lambda window=window: operands.run(window, soft_cap))  # type: ignore[misc]
+                np.testing.assert_allclose(exact.float32(), expected, rtol=0, atol=2e-5)
+                assert not np.allclose(expected, operands.expected(window), atol=1e-3)
 
 
 @pytest.mark.parametrize("queries", [3, 30])

@@ -152,9 +152,11 @@ FERMI_INLINE float largest(Vec a) {
 
 FERMI_INLINE void prefetch(const void* address) {
     _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
+    keep_call();
 }
 FERMI_INLINE void prefetch_far(const void* address) {
     _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1);
+    keep_call();
 }
 
 struct Two {

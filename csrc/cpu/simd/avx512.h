@@ -216,9 +216,11 @@ FERMI_INLINE float largest(Vec a) {
 
 FERMI_INLINE void prefetch(const void* address) {
     _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
+    keep_call();
 }
 FERMI_INLINE void prefetch_far(const void* address) {
     _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1);
+    keep_call();
 }
 
 struct Two {
@@ -334,12 +336,20 @@ FERMI_INLINE void from_interleaved(Vec& a, Vec& b) {
     a.value = _mm512_shuffle_f32x4(low, low, 0xd8);
     b.value = _mm512_shuffle_f32x4(high, high, 0xd8);
 }
-/// Stores a vector as bf16 and returns what it is then. Assembly for the reason below.
-FERMI_INLINE Vec store_rounded(bf16* to, Vec value) {
+/// Stores a vector as bf16. Assembly for the reason below.
+FERMI_INLINE void store_rounded(bf16* to, Vec value) {
     __m256i bits;
     __asm__("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(value.value));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
-    return widen(bits, bf16{});
+}
+/// Elements 0 … 31 as bf16.
+FERMI_INLINE PairVec round_pairs(Vec a, Vec b) {
+    PairVec pairs;
+    __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(pairs.value) : "v"(a.value), "v"(b.value));
+    return pairs;
+}
+FERMI_INLINE PairVec pairs_of_ones() {
+    return {_mm512_set1_epi16(0x3f80)};
 }
 /// c[i] + a[2i + 1]·b[2i + 1] + a[2i]·b[2i]. Written as assembly since the library is compiled for machines without the
 /// instruction as well, which must then not meet it anywhere else.

@@ -5,21 +5,27 @@
 
 namespace fermi::cpu::FERMI_ISA {
 
-/// eˣ to 2 ulp over the whole range: subnormal results, 0 for -∞, ∞ above 88.73, NaN for NaN; exp(0) is 1.
-FERMI_INLINE Vec exp(Vec x) {
-    x = minimum(broadcast(89.0F), maximum(broadcast(-105.0F), x));
-    const Vec n = round_even(x * broadcast(0x1.715476p+0F));  // x / ln 2
-    // ln 2 in two parts: n times the first is exact
-    Vec r = fma(n, broadcast(-0x1.62e4p-1F), x);
-    r = fma(n, broadcast(-0x1.7f7d1cp-20F), r);
-    // Cephes' expf: eʳ = 1 + r + r² P(r) for |r| ≤ ln 2 / 2
+/// x - n ln 2, with ln 2 in two parts: n times the first is exact.
+FERMI_INLINE Vec reduce(Vec x, Vec n) {
+    return fma(n, broadcast(-0x1.7f7d1cp-20F), fma(n, broadcast(-0x1.62e4p-1F), x));
+}
+
+/// Cephes' expf, less one: eʳ - 1 = r + r² P(r) for |r| ≤ ln 2 / 2.
+FERMI_INLINE Vec exp_less_one(Vec r) {
     Vec p = broadcast(1.9875691500e-4F);
     p = fma(p, r, broadcast(1.3981999507e-3F));
     p = fma(p, r, broadcast(8.3334519073e-3F));
     p = fma(p, r, broadcast(4.1665795894e-2F));
     p = fma(p, r, broadcast(1.6666665459e-1F));
     p = fma(p, r, broadcast(5.0000001201e-1F));
-    return times_power_of_two(fma(p, r * r, r) + broadcast(1.0F), n);
+    return fma(p, r * r, r);
+}
+
+/// eˣ to 2 ulp over the whole range: subnormal results, 0 for -∞, ∞ above 88.73, NaN for NaN; exp(0) is 1.
+FERMI_INLINE Vec exp(Vec x) {
+    x = minimum(broadcast(89.0F), maximum(broadcast(-105.0F), x));
+    const Vec n = round_even(x * broadcast(0x1.715476p+0F));  // x / ln 2
+    return times_power_of_two(exp_less_one(reduce(x, n)) + broadcast(1.0F), n);
 }
 
 /// 1 / (1 + e⁻ˣ)
@@ -27,9 +33,13 @@ FERMI_INLINE Vec sigmoid(Vec x) {
     return broadcast(1.0F) / (broadcast(1.0F) + exp(zero() - x));
 }
 
-/// tanh to 2e-7 absolute.
+/// tanh to 4 ulp: y / (y + 2) with y = e²ˣ - 1, which is 2ⁿ (eʳ - 1) + (2ⁿ - 1).
 FERMI_INLINE Vec tanh(Vec x) {
-    return broadcast(1.0F) - broadcast(2.0F) / (exp(x + x) + broadcast(1.0F));
+    x = minimum(broadcast(20.0F), maximum(broadcast(-20.0F), x + x));
+    const Vec n = round_even(x * broadcast(0x1.715476p+0F));
+    const Vec power = times_power_of_two(broadcast(1.0F), n);
+    const Vec y = fma(exp_less_one(reduce(x, n)), power, power - broadcast(1.0F));
+    return y / (y + broadcast(2.0F));
 }
 
 /// The error function to 3e-7 absolute: x P(x²) / Q(x²) on [-4, 4], outside of which it is ±1.

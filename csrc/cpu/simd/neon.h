@@ -135,9 +135,11 @@ FERMI_INLINE float largest(Vec a) {
 
 FERMI_INLINE void prefetch(const void* address) {
     __builtin_prefetch(address);
+    keep_call();
 }
 FERMI_INLINE void prefetch_far(const void* address) {
     __builtin_prefetch(address, 0, 2);
+    keep_call();
 }
 
 struct Two {

@@ -111,9 +111,11 @@ FERMI_INLINE float largest(const Vec& a) {
 
 FERMI_INLINE void prefetch(const void* address) {
     __builtin_prefetch(address);
+    keep_call();
 }
 FERMI_INLINE void prefetch_far(const void* address) {
     __builtin_prefetch(address);
+    keep_call();
 }
 
 struct Two {
