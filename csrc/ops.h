@@ -75,7 +75,8 @@ struct Norm {
 ///   add         out += that: out is the residual stream
 /// Packed weights meet x rounded to int8, with a scale for each token and group of columns (128 where the weight has
 /// none); their results are the same bits whatever the number of tokens. Dense weights meet f32; where the machine
-/// multiplies pairs of bf16, `fast` rounds x to bf16 for many tokens.
+/// multiplies pairs of bf16, `fast` lets bf16 weights meet x rounded to bf16 for many tokens, and for few of them x
+/// split into two bf16, which is exact to 2^-17.
 struct Linear {
     static constexpr std::string_view name = "linear";
     Tensor out;                   // f32 [tokens, Σ rows], or [tokens, rows] of a gate

@@ -32,8 +32,7 @@ constexpr std::int64_t many_rows = 1 << 30;
 InputKind input_kind(const ExpertLinear& op) {
     const Weight& weight = op.weights[0];
     if (weight.format != WeightFormat::dense) return InputKind::bytes;
-    const bool rounds = weight.data.dtype() == DType::bf16 && rounds_to_bf16(op.experts.size(0), op.numerics);
-    return rounds ? InputKind::bf16 : InputKind::as_it_is;
+    return dense_kind(weight.data.dtype(), op.experts.size(0), op.x.size(1), op.numerics, InputKind::as_it_is);
 }
 
 /// Everything a lane needs to know of the op.

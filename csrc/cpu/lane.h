@@ -18,8 +18,7 @@ struct Range {
     std::int64_t size() const { return end - begin; }
 };
 
-/// Hands out the items of an op, one after the other, to the lanes that ask. One op's tickets, a cache line of their
-/// own.
+/// Hands out items, one after the other. A cache line of its own.
 struct alignas(64) Tickets {
     std::atomic<std::int64_t> next{0};
 };
@@ -37,7 +36,7 @@ using Counter = std::atomic<std::int64_t>;
 struct Lane {
     int index;
     int count;
-    Tickets* tickets;
+    Tickets* tickets;  // of the op: one for each lane
     Barrier* barrier;
     std::byte* shared;            // Scratch::shared bytes, 64-byte aligned
     std::byte* own;               // Scratch::own bytes, 64-byte aligned
@@ -45,6 +44,20 @@ struct Lane {
 
     /// The next item of the op that nobody has taken.
     std::int64_t take() const { return tickets->next.fetch_add(1, std::memory_order_relaxed); }
+    /// One of `total` items that nobody has taken: of this lane's own share while there are such, so that what it takes
+    /// lies side by side in memory, then of the others' shares; `total` when there is none. An op takes in one way
+    /// only.
+    std::int64_t take_near(std::int64_t total) const {
+        for (int i = 0; i < count; ++i) {
+            const int owner = (index + i) % count;
+            const Range items{total * owner / count, total * (owner + 1) / count};
+            std::atomic<std::int64_t>& next = tickets[owner].next;
+            if (next.load(std::memory_order_relaxed) >= items.size()) continue;
+            const std::int64_t item = next.fetch_add(1, std::memory_order_relaxed);
+            if (item < items.size()) return items.begin + item;
+        }
+        return total;
+    }
     /// This lane's share of `total` items, in whole grains.
     Range share(std::int64_t total, std::int64_t grain = 1) const {
         const std::int64_t grains = (total + grain - 1) / grain;

@@ -3,9 +3,9 @@
 // Work is cut into items of some weight rows × some tokens, which lanes take as they get free. What follows a product
 // is done by the lane that has computed it, while the results are in its cache.
 //
-// Where the machine multiplies pairs of bf16, bf16 weights meet activations rounded to bf16, unless the tokens are few
-// (then memory is the limit anyway) or the numerics are to be batch invariant. All other products are batch invariant
-// as they are.
+// Where the machine multiplies pairs of bf16, bf16 weights meet activations rounded to bf16, or split into two bf16
+// where the tokens are few (then memory is the limit anyway), unless the numerics are to be batch invariant. All other
+// products are batch invariant as they are.
 #include "cpu/activation.h"
 #include "cpu/kernels.h"
 #include "cpu/linear_dense.h"
@@ -17,17 +17,13 @@ namespace fermi::cpu::FERMI_ISA {
 
 namespace {
 
-/// Whether products are of bf16 pairs.
-bool rounds_x(const Linear& op) {
-    return rounds_to_bf16(op.x.size(0), op.numerics) &&
-           std::all_of(op.weights.begin(), op.weights.end(),
-                       [](const Weight& weight) { return weight.data.dtype() == DType::bf16; });
-}
-
 InputKind input_kind(const Linear& op) {
     if (op.weights[0].format != WeightFormat::dense) return InputKind::bytes;
-    if (rounds_x(op)) return InputKind::bf16;
-    return op.norm.defined() ? InputKind::f32 : InputKind::as_it_is;
+    const InputKind other = op.norm.defined() ? InputKind::f32 : InputKind::as_it_is;
+    const DType dtype = op.weights[0].data.dtype();
+    const bool alike = std::all_of(op.weights.begin(), op.weights.end(),
+                                   [&](const Weight& weight) { return weight.data.dtype() == dtype; });
+    return alike ? dense_kind(dtype, op.x.size(0), op.x.size(1), op.numerics, other) : other;
 }
 
 /// Whether results wait in a buffer for what becomes of them. A bias and the residual stream do without.
@@ -98,26 +94,29 @@ void multiply_and_finish(const Work& work, const std::byte* rows, std::size_t in
 }
 
 /// Calls take(weight's index, item, its first result) for the items this lane gets, weight by weight; the items of the
-/// same weight rows are neighbours, so that the lanes share what they read.
+/// same weight rows are neighbours. While memory is the limit, a lane's items are; else lanes share what they read.
 template <class Take>
 void for_items(const Work& work, const Lane& lane, const Take& take) {
     const Linear& op = work.op;
     const std::int64_t tokens = op.x.size(0);
     const std::int64_t blocks = (tokens + work.tokens - 1) / work.tokens;
-    std::int64_t first = 0;  // the weight's first item
-    float* out = op.out.data<float>();
-    std::int64_t ticket = lane.take();
-    for (std::size_t i = 0; i < (gated(op) ? 1 : op.weights.size()); ++i) {
-        const std::int64_t rows = op.weights[i].rows();
-        const std::int64_t items = (rows + work.outputs - 1) / work.outputs * blocks;
-        for (; ticket < first + items; ticket = lane.take()) {
-            const std::int64_t t = (ticket - first) % blocks * work.tokens;
-            const std::int64_t row = (ticket - first) / blocks * work.outputs;
-            take(i, Item{{t, std::min(tokens, t + work.tokens)}, {row, std::min(rows, row + work.outputs)}},
-                 out + t * op.out.stride(0) + row);
+    const std::size_t parts = gated(op) ? 1 : op.weights.size();
+    const auto items = [&](std::size_t i) { return (op.weights[i].rows() + work.outputs - 1) / work.outputs * blocks; };
+    std::int64_t total = 0;
+    for (std::size_t i = 0; i < parts; ++i) total += items(i);
+    const auto next = [&] { return streams(tokens) ? lane.take_near(total) : lane.take(); };
+    for (std::int64_t ticket = next(); ticket < total; ticket = next()) {
+        std::size_t i = 0;
+        float* out = op.out.data<float>();
+        std::int64_t index = ticket;
+        for (; index >= items(i); ++i) {
+            index -= items(i);
+            out += op.weights[i].rows();
         }
-        first += items;
-        out += rows;
+        const std::int64_t t = index % blocks * work.tokens, row = index / blocks * work.outputs;
+        const Item item{{t, std::min(tokens, t + work.tokens)},
+                        {row, std::min(op.weights[i].rows(), row + work.outputs)}};
+        take(i, item, out + t * op.out.stride(0) + row);
     }
 }
 

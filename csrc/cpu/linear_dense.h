@@ -33,7 +33,7 @@ class DenseProduct {
   public:
     /// Up to this many tokens, weights are read in order, `stream_rows` of them side by side.
     static constexpr int few_tokens = 2;
-    static constexpr int stream_rows = Vec::width == 16 ? 8 : tile_columns;
+    static constexpr int stream_rows = tile_columns < 4 ? tile_columns : 4;
     /// From this many tokens on, panels are worth their copy.
     static constexpr int panel_tokens = 24;
     using PanelW = std::conditional_t<std::is_same_v<typename Dot::X, float>, float, W>;

@@ -77,7 +77,13 @@ struct ByteRows {
     }
 };
 
-enum class InputKind : std::uint8_t { as_it_is, f32, bf16, bytes };
+/// `bf16_terms`: x = high + low, each of them bf16, which keeps 16 bits of its significand (see linear_terms.h).
+enum class InputKind : std::uint8_t { as_it_is, f32, bf16, bf16_terms, bytes };
+
+/// Elements of one term of a row.
+inline std::int64_t term_stride(std::int64_t columns) {
+    return round_up(columns, 64);
+}
 
 /// Rows of one kind, made one by one.
 struct InputRows {
@@ -94,6 +100,8 @@ struct InputRows {
                 return round_up(columns * 4, 128) + 64;
             case InputKind::bf16:
                 return round_up(columns * 2, 128) + 64;
+            case InputKind::bf16_terms:
+                return 4 * term_stride(columns);
             case InputKind::bytes:
                 return ByteRows(nullptr, columns, group).row_bytes();
         }
@@ -110,12 +118,26 @@ struct InputRows {
                 return;
             case InputKind::bf16:
                 return round_to_bf16(reinterpret_cast<bf16*>(to), x);
+            case InputKind::bf16_terms:
+                return split(reinterpret_cast<bf16*>(to), x);
             case InputKind::bytes:
                 return ByteRows(rows, columns, group).fill(row, x);
         }
     }
 
   private:
+    /// high and low, zeros beyond the columns.
+    void split(bf16* high, const float* x) const {
+        const std::int64_t stride = term_stride(columns);
+        bf16* low = high + stride;
+        for (std::int64_t i = 0; i < stride; i += Vec::width) {
+            const auto there = static_cast<int>(std::clamp<std::int64_t>(columns - i, 0, Vec::width));
+            const Vec value = there == Vec::width ? load(x + i) : load_partial(x + i, there);
+            store(high + i, value);
+            store(low + i, value - load(high + i));
+        }
+    }
+
     void round_to_bf16(bf16* to, const float* x) const {
         std::int64_t i = 0;
         for (; i + Vec::width <= columns; i += Vec::width) store(to + i, load(x + i));

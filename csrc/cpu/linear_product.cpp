@@ -4,21 +4,24 @@
 
 #include "cpu/linear_dense.h"
 #include "cpu/linear_packed.h"
+#include "cpu/linear_terms.h"
 
 namespace fermi::cpu::FERMI_ISA {
 
 namespace {
 
-/// Up to this many tokens meet bf16 weights in f32.
+/// Up to this many tokens meet bf16 weights unrounded: as two terms, or in f32.
 constexpr std::int64_t exact_tokens = 4;
+/// Columns whose terms take at most half of the first-level cache.
+constexpr std::int64_t term_columns = 4096;
 /// Tokens that an item works on: what they need of x for one panel, or all of their int8 rows, stays in the
 /// second-level cache.
 constexpr std::int64_t panel_block_tokens = 128;
 constexpr std::int64_t byte_block_bytes = 384 << 10;
-/// Up to this many tokens, memory is the limit: items are long, since a lane foresees and fetches within its item only.
+/// Up to this many tokens, memory is the limit: items are long, to be read in one sweep.
 constexpr std::int64_t stream_tokens = 32;
 /// Bytes of weights that an item then has at most, so that lanes end together.
-constexpr std::int64_t stream_bytes = 1 << 20;
+constexpr std::int64_t stream_bytes = 384 << 10;
 
 /// Calls visitor(Dot{}, FormatTag{}, Scale{}) for a packed weight.
 template <class Visitor>
@@ -50,6 +53,12 @@ void multiply(const ProductRows& x, const Weight& weight, const Tensor* bias, co
                 DenseProduct<BFloat16Dot, bf16>(rows, weight, bias, item, results, saved).run();
             }
             return;
+        case InputKind::bf16_terms:
+            if constexpr (has_bf16_dot) {
+                TermsProduct({reinterpret_cast<const bf16*>(x.data), x.row_bytes / 2}, weight, bias, item, results)
+                    .run();
+            }
+            return;
         case InputKind::f32:
         case InputKind::as_it_is: {
             const DenseRows<float> rows{reinterpret_cast<const float*>(x.data), x.row_bytes / 4};
@@ -60,9 +69,15 @@ void multiply(const ProductRows& x, const Weight& weight, const Tensor* bias, co
     }
 }
 
-bool rounds_to_bf16(std::int64_t tokens, Numerics numerics) {
+InputKind dense_kind(DType dtype, std::int64_t tokens, std::int64_t columns, Numerics numerics, InputKind other) {
     static const bool usable = bf16_dot_usable();
-    return usable && numerics == Numerics::fast && tokens > exact_tokens;
+    if (!usable || numerics != Numerics::fast || dtype != DType::bf16) return other;
+    if (tokens > exact_tokens) return InputKind::bf16;
+    return columns <= term_columns ? InputKind::bf16_terms : other;
+}
+
+bool streams(std::int64_t tokens) {
+    return tokens <= stream_tokens;
 }
 
 std::int64_t tokens_per_item(InputKind kind, std::int64_t tokens, std::int64_t columns) {
@@ -83,10 +98,10 @@ std::int64_t tile_outputs(InputKind kind) {
 std::int64_t outputs_per_item(InputKind kind, const Weight& weight, std::int64_t tokens, std::int64_t rows,
                               bool buffered, int lanes) {
     const std::int64_t tile = tile_outputs(kind);
-    if (tokens <= stream_tokens) {
+    if (streams(tokens)) {
         const auto row_bytes = static_cast<std::int64_t>(weight.bytes()) / std::max<std::int64_t>(1, weight.rows());
         const std::int64_t most = round_up(stream_bytes / std::max<std::int64_t>(1, row_bytes), tile);
-        return std::clamp(round_up(rows / (4 * lanes), tile), tile, most);
+        return std::clamp(round_up(rows / (8 * lanes), tile), tile, most);
     }
     return std::clamp(round_up(rows / (8 * lanes), tile), tile, round_up(buffered ? 32 : 144, tile));
 }

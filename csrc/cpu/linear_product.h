@@ -19,8 +19,11 @@ struct ProductRows {
 void multiply(const ProductRows& x, const Weight& weight, const Tensor* bias, const Item& item, const Results& results,
               Vec* saved);
 
-/// Whether `numerics` let x be rounded to bf16 for so many tokens, where weights are bf16.
-bool rounds_to_bf16(std::int64_t tokens, Numerics numerics);
+/// How rows of x, f32 that lie `other`wise, meet a dense weight of this dtype.
+InputKind dense_kind(DType dtype, std::int64_t tokens, std::int64_t columns, Numerics numerics, InputKind other);
+
+/// Whether memory is the limit for so many tokens.
+bool streams(std::int64_t tokens);
 
 /// Tokens that an item works on, of so many.
 std::int64_t tokens_per_item(InputKind kind, std::int64_t tokens, std::int64_t columns);

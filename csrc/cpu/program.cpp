@@ -9,7 +9,7 @@
 namespace fermi::cpu::FERMI_ISA {
 
 ListProgram::ListProgram(std::vector<Op> ops, std::shared_ptr<ThreadPool> pool, Allocator& allocator)
-    : ops_(std::move(ops)), tickets_(ops_.size()), pool_(std::move(pool)), barrier_(pool_->size()) {
+    : ops_(std::move(ops)), pool_(std::move(pool)), tickets_(ops_.size() * lanes()), barrier_(pool_->size()) {
     Scratch most;
     for (const Op& op : ops_) {
         const Scratch scratch = std::visit([&](const auto& any) { return scratch_of(any, pool_->size()); }, op);
@@ -34,7 +34,8 @@ void ListProgram::run_lane(int index) {
     std::byte* own = own_->data() + own_bytes_ * static_cast<std::size_t>(index);
     for (std::size_t i = 0; i < ops_.size(); ++i) {
         if (i != 0) barrier_.wait();
-        const Lane lane{index, pool_->size(), &tickets_[i], &barrier_, shared_->data(), own, counters_.data()};
+        const Lane lane{index,           pool_->size(), &tickets_[i * lanes()], &barrier_,
+                        shared_->data(), own,           counters_.data()};
         std::visit([&](const auto& op) { FERMI_ISA::run(op, lane); }, ops_[i]);
     }
 }

@@ -20,9 +20,11 @@ class ListProgram final : public Program {
   private:
     void run_lane(int index);
 
+    std::size_t lanes() const { return static_cast<std::size_t>(pool_->size()); }
+
     std::vector<Op> ops_;
-    std::vector<Tickets> tickets_;  // one per op
     std::shared_ptr<ThreadPool> pool_;
+    std::vector<Tickets> tickets_;  // ops × lanes
     Barrier barrier_;
     std::shared_ptr<Storage> shared_;
     std::shared_ptr<Storage> own_;  // lanes × own_bytes_
