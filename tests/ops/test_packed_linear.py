@@ -74,6 +74,61 @@ def test_whole_numbers_are_exact(backend: _C.Backend, generator: np.random.Gener
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 9, 513])
+@pytest.mark.parametrize("scale", [1.0, -0.25])
+@pytest.mark.parametrize("soft_cap", [0.0, 30.0])
+def test_a_bias_a_scale_a_cap_and_a_residual(
+    backend: _C.Backend, generator: np.random.Generator, form: Form, tokens: int, scale: float, soft_cap: float
+) -> None:
+    values = generator.integers(-127, 128, (tokens, 200)).astype(np.float64)
+    values[:, ::32] = 127.0
+    weights = [packed(generator, rows, 200, form) for rows in (40, 21)]
+    bias, residual = normal(generator, 21), normal(generator, tokens, 61)
+    before = residual.values.copy()
+    _C.linear(
+        operand(values / 127).tensor,
+        [w.weight for w in weights],
+        [None, bias.tensor],
+        scale=scale,
+        soft_cap=soft_cap,
+        residual=residual.tensor,
+    )
+    product = reference.linear(values / 127, [w.values for w in weights], [None, bias.values])
+    expected = before + reference.finished(product, scale, soft_cap)
+    np.testing.assert_allclose(residual.tensor.float32(), expected, rtol=2e-6, atol=2e-4)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 300])
+def test_a_norm_is_the_op_of_that_name(
+    backend: _C.Backend, generator: np.random.Generator, form: Form, tokens: int
+) -> None:
+    x, norm, bias = normal(generator, tokens, 132), normal(generator, 132), normal(generator, 132)
+    w = packed(generator, 33, 132, form).weight
+    together = _C.linear(x.tensor, w, norm=norm.tensor, norm_kind="layer", norm_bias=bias.tensor, epsilon=1e-5)
+    assert same_bits(together, _C.linear(_C.layer_norm(x.tensor, norm.tensor, bias.tensor, 1e-5), w))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_rows_of_a_weight(backend: _C.Backend, generator: np.random.Generator, form: Form, tokens: int) -> None:
+    x, w = normal(generator, tokens, 300), packed(generator, 90, 300, form)
+    whole = _C.linear(x.tensor, w.weight)
+    for first, rows in [(0, 32), (16, 48), (64, 26), (0, 90), (48, 0)]:
+        part = w.weight.narrow(first, rows)
+        assert (part.shape, part.format, part.group) == ((rows, 300), form.format, form.group)
+        assert same_bits(_C.linear(x.tensor, part), whole.narrow(1, first, rows)), (first, rows)
+    tail = w.weight.narrow(64, 26)
+    ids = [25, 0, 16]
+    np.testing.assert_array_equal(_C.embed(indices(ids), tail).float32(), w.values[64:][ids].astype(np.float32))
+    for first, rows in [(8, 16), (0, 20), (80, 9), (90, 0)]:
+        with pytest.raises(ValueError, match=rf"weight: rows {first} \+ {rows} of .* cut a strip of 16"):
+            w.weight.narrow(first, rows)
+    with pytest.raises(ValueError, match=r"weight: rows 80 \+ 11 are outside"):
+        w.weight.narrow(80, 11)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_a_row_is_the_same_among_any_others(
     opened: Callable[[int], _C.Backend], generator: np.random.Generator, form: Form, batch_invariant: bool
@@ -108,11 +163,22 @@ def test_instruction_sets_agree_bit_for_bit(
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_embeds_rows_of_a_packed_table(backend: _C.Backend, generator: np.random.Generator, form: Form) -> None:
-    table = packed(generator, 50, 131, form)
+@pytest.mark.parametrize("columns", [1, 131, 2080])
+def test_embeds_rows_of_a_packed_table(
+    backend: _C.Backend, generator: np.random.Generator, form: Form, columns: int
+) -> None:
+    table = packed(generator, 50, columns, form)
     ids = [0, 49, 17, 16, 15, 17]
     out = _C.embed(indices(ids), table.weight)
     np.testing.assert_array_equal(out.float32(), table.values[ids].astype(np.float32))
+
+    stream = normal(generator, 6, columns + 5)
+    residual = stream.tensor.narrow(1, 2, columns)
+    out = _C.embed(indices(ids), table.weight, scale=11.5, residual=residual)
+    assert out.address == residual.address
+    expected = stream.values.copy()
+    expected[:, 2 : 2 + columns] += 11.5 * table.values[ids]
+    np.testing.assert_allclose(stream.tensor.float32(), expected, rtol=2e-6, atol=1e-5)
 
 
 def test_inputs_without_extent_and_zeros(backend: _C.Backend, generator: np.random.Generator) -> None:

@@ -181,8 +181,8 @@ def test_ops_refuse_what_is_not_a_tensor() -> None:
         _C.rms_norm(None, normal(8), 1e-6)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         _C.linear(normal(2, 8), normal(4, 8))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match='"tanh" is none of silu'):
-        _C.linear(normal(2, 8), _C.Weight(normal(4, 8)), activation="tanh")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='"swish" is none of silu'):
+        _C.linear(normal(2, 8), _C.Weight(normal(4, 8)), activation="swish")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='rule "yarn" is none of'):
         _C.rope_angles(indices([0]), indices([1]), normal(1, 4), rule="yarn")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="norm: weight has 64 elements, it must have 128"):

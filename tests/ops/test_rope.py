@@ -1,4 +1,4 @@
-"""rope_angles and rope_append."""
+"""rope_angles, rope and rope_append."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from fermi import _C
 from ops import reference
-from ops.operands import FLOATS, indices, normal, operand, zeros
+from ops.operands import FLOATS, indices, normal, operand, same_bits, zeros
 
 RULES: dict[str, dict[str, Any]] = {
     "fixed": {"attention_factor": 1.25},
@@ -32,6 +32,81 @@ def test_angles_match_numpy(
     # A frequency that is a power may differ in its last bit, which a position multiplies.
     tolerance = 8001 * 2e-7 if rule == "dynamic_ntk" else 3e-7
     np.testing.assert_allclose(out.float32(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 513])
+@pytest.mark.parametrize(("heads", "head_dim", "half"), [(4, 64, 32), (3, 20, 5), (1, 3, 1), (2, 80, 20), (2, 6, 0)])
+def test_rotates_in_place(
+    backend: _C.Backend, generator: np.random.Generator, tokens: int, heads: int, head_dim: int, half: int
+) -> None:
+    fused, angles = normal(generator, tokens, heads * head_dim + 9), normal(generator, tokens, 2 * half + 4)
+    x = fused.tensor.narrow(1, 5, heads * head_dim).unflatten(1, [heads, head_dim])
+    expected = fused.values.copy()
+    view = expected[:, 5 : 5 + heads * head_dim].reshape(tokens, heads, head_dim)
+    turned = reference.rope(view, angles.values[:, 1 : 1 + 2 * half])
+    expected[:, 5 : 5 + heads * head_dim] = turned.reshape(tokens, -1)
+    _C.rope(x, angles.tensor.narrow(1, 1, 2 * half))
+    np.testing.assert_allclose(fused.tensor.float32(), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(x.float32()[..., 2 * half :], view[..., 2 * half :])
+
+
+def test_rotates_as_where_keys_are_appended(backend: _C.Backend, generator: np.random.Generator) -> None:
+    x, angles = normal(generator, 5, 3, 20), normal(generator, 5, 12).tensor
+    q, k = operand(x.values).tensor, operand(x.values).tensor
+    keys, values = zeros(1, 3, 5, 20), zeros(1, 3, 5, 20)
+    _C.rope_append(q, k, k, angles, indices(range(5)), keys, values)
+    _C.rope(x.tensor, angles)
+    assert same_bits(x.tensor, q)
+    np.testing.assert_array_equal(keys.float32()[0].transpose(1, 0, 2), x.tensor.float32())
+
+
+def test_rope_refuses_what_does_not_fit() -> None:
+    fused, angles = zeros(2, 24), zeros(2, 8)
+    x = fused.unflatten(1, [3, 8])
+    for message, arguments in {
+        r"x must be f32 \[tokens, heads, head_dim\], not f32\[2, 8\]": (angles, angles),
+        r"angles \[3, 8\] and x \[2, 3, 8\] do not fit: 3 and 2": (x, zeros(3, 8)),
+        r"angles \[2, 10\] must be \[tokens, 2 \* half\] with 2 \* half at most 8": (x, zeros(2, 10)),
+        r"angles \[2, 7\] must be": (x, zeros(2, 7)),
+        "x and angles share memory": (x, fused.narrow(1, 8, 8)),
+    }.items():
+        with pytest.raises(ValueError, match=f"rope: {message}"):
+            _C.rope(*arguments)
+
+
+@pytest.mark.parametrize("norms", [False, True], ids=["plain", "norms"])
+@pytest.mark.parametrize("dtype", [*FLOATS, "i8"])
+@pytest.mark.parametrize("head_dim", [3, 20, 64])
+def test_without_angles_nothing_turns(
+    backend: _C.Backend, generator: np.random.Generator, dtype: _C.DTypeName, norms: bool, head_dim: int
+) -> None:
+    slots = indices([5, -1, 0])
+
+    def append(angles: _C.Tensor | None) -> list[_C.Tensor]:
+        q, k, v = (operand(x).tensor for x in numbers)
+        caches = [zeros(2, 2, 4, head_dim, dtype=dtype) for _ in range(2)]
+        scales = [zeros(2, 2, 4) if dtype == "i8" else None for _ in range(2)]
+        weights = [operand(norm).tensor if norms else None for norm in norm_numbers]
+        _C.rope_append(
+            q,
+            k,
+            v,
+            angles,
+            slots,
+            *caches,
+            key_scales=scales[0],
+            value_scales=scales[1],
+            q_norm=weights[0],
+            k_norm=weights[1],
+            epsilon=1e-3,
+        )
+        return [q, *caches, *(scale for scale in scales if scale is not None)]
+
+    numbers = [generator.standard_normal((3, heads, head_dim)) for heads in (4, 2, 2)]
+    norm_numbers = [generator.standard_normal(head_dim) for _ in range(2)]
+    still = operand(np.tile(np.repeat([1.0, 0.0], head_dim // 2), (3, 1)))  # cosines of 1, sines of 0
+    for given, expected in zip(append(None), append(still.tensor), strict=True):
+        np.testing.assert_array_equal(given.numpy(), expected.numpy())
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -19,6 +19,34 @@ def test_embed(backend: _C.Backend, generator: np.random.Generator, dtype: _C.DT
     np.testing.assert_array_equal(out.float32(), reference.embed(ids, table.values))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("tokens", "hidden"), [(1, 1), (7, 64), (513, 101)])
+def test_embed_scaled_and_added(
+    backend: _C.Backend, generator: np.random.Generator, dtype: _C.DTypeName, tokens: int, hidden: int
+) -> None:
+    table = normal(generator, 50, hidden, dtype=dtype)
+    ids = generator.integers(0, 50, tokens, dtype=np.int32)
+    scaled = _C.embed(indices(ids), table.weight, scale=39.25)
+    np.testing.assert_allclose(scaled.float32(), reference.embed(ids, table.values, 39.25), rtol=1e-6)
+
+    stream = normal(generator, tokens, hidden + 3)  # what lies beside the view stays
+    before = stream.values.copy()
+    residual = stream.tensor.narrow(1, 2, hidden)
+    assert _C.embed(indices(ids), table.weight, scale=-0.5, residual=residual).address == residual.address
+    before[:, 2 : 2 + hidden] += reference.embed(ids, table.values, -0.5)
+    np.testing.assert_allclose(stream.tensor.float32(), before, rtol=1e-6, atol=1e-6)
+
+
+def test_embed_refuses_what_does_not_fit(generator: np.random.Generator) -> None:
+    table, ids = normal(generator, 4, 8), indices([0, 3])
+    with pytest.raises(ValueError, match=r"embed: residual must be \[2, 8\], not \[2, 7\]"):
+        _C.embed(ids, table.weight, residual=zeros(2, 7))
+    with pytest.raises(ValueError, match="embed: scale must be finite, not nan"):
+        _C.embed(ids, table.weight, scale=float("nan"))
+    with pytest.raises(ValueError, match="embed: residual and table share memory"):
+        _C.embed(ids, table.weight, residual=table.tensor.narrow(0, 0, 2))
+
+
 def test_gather_rows(backend: _C.Backend, generator: np.random.Generator) -> None:
     x = normal(generator, 20, 50)
     rows = np.array([19, 0, 0, 7, 3], np.int32)
