@@ -84,6 +84,19 @@ Weight Weight::packed(Tensor data, Tensor scales, Tensor zeros, std::int64_t row
     return weight;
 }
 
+Weight Weight::narrow(std::int64_t first, std::int64_t count) const {
+    require(first >= 0 && count >= 0 && first <= rows() && count <= rows() - first, "weight: rows ", first, " + ",
+            count, " are outside ", *this);
+    if (format == WeightFormat::dense) return dense(data.narrow(0, first, count));
+    const bool whole = first % strip_rows == 0 && (count % strip_rows == 0 || first + count == rows());
+    require(whole, "weight: rows ", first, " + ", count, " of ", *this, " cut a strip of ", strip_rows);
+    const std::int64_t strip = first / strip_rows, strips = pieces(count, strip_rows);
+    const auto part = [&](const Tensor& tensor) {
+        return tensor.defined() ? tensor.narrow(0, strip, strips) : Tensor();
+    };
+    return packed(part(data), part(scales), part(zeros), count, columns_, group_);
+}
+
 std::size_t Weight::bytes() const {
     return data.bytes() + (scales.defined() ? scales.bytes() : 0) + (zeros.defined() ? zeros.bytes() : 0);
 }

@@ -47,6 +47,10 @@ class FERMI_API Weight {
     static Dims packed_shape(WeightFormat format, std::int64_t rows, std::int64_t columns);
     static Dims scales_shape(std::int64_t rows, std::int64_t columns, std::int64_t group);
 
+    /// Rows [first, first + count), a view. Throws InvalidArgument for rows that are not there, and for packed ones
+    /// that begin or end within a strip, unless that is the weight's end.
+    Weight narrow(std::int64_t first, std::int64_t count) const;
+
     std::int64_t rows() const { return format == WeightFormat::dense ? data.size(0) : rows_; }
     std::int64_t columns() const { return format == WeightFormat::dense ? data.size(1) : columns_; }
     /// Columns that share a scale; 0: all of a row.

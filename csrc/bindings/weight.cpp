@@ -50,6 +50,7 @@ void bind_weight(py::module_& module) {
         .def_static("packed", &packed_of, arg("data"), arg("scales"), arg("zeros"), arg("rows"), arg("columns"),
                     arg("group"))
         .def_static("packed_shapes", &packed_shapes, arg("format"), arg("rows"), arg("columns"), arg("group"))
+        .def("narrow", &Weight::narrow, arg("first_row"), arg("rows"))
         .def_property_readonly("format", [](const Weight& self) { return std::string(name_of(self.format)); })
         .def_property_readonly("shape", [](const Weight& self) { return py::make_tuple(self.rows(), self.columns()); })
         .def_property_readonly("nbytes", &Weight::bytes)

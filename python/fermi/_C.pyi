@@ -100,6 +100,9 @@ class Weight:
         format: PackedFormatName, rows: int, columns: int, group: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the data, and of the scales and zeros."""
+    def narrow(self, first_row: int, rows: int) -> Weight:
+        """A view of some rows. ValueError where they are not there, or where packed ones begin or end within a strip of
+        16 rows that is not the last."""
     @property
     def format(self) -> WeightFormatName: ...
     @property
