@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,12 @@ class Variant:
     def reference(self, seed: int = 0, gain: float = 2.0) -> transformers.PreTrainedModel:
         """The model with random weights, in float32. A matrix stretches its input by about ``gain``: above 1 the model
         is chaotic, so that any mistake shows, but so does the rounding of half precision."""
-        options = {**SIZES, **self.options}
+        options = copy.deepcopy({**SIZES, **self.options})  # Transformers writes to nested ones
         for name in UNKNOWN.get(self.family, set()) - self.options.keys():
             del options[name]
         config = getattr(transformers, f"{self.family}Config")(**options)
         config._attn_implementation = "eager"
+        config._experts_implementation = "eager"  # the others want sizes that are multiples of some powers of two
         torch.manual_seed(seed)
         model = getattr(transformers, CLASSES.get(self.family, f"{self.family}ForCausalLM"))(config).eval()
         stored = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}  # as [in, out]
@@ -61,6 +63,11 @@ class Variant:
                     parameter.normal_(0 if self.family.startswith("Gemma") else 1, 0.2)
         model.tie_weights()
         return model
+
+    @property
+    def routes(self) -> bool:
+        """Whether it has experts."""
+        return any("experts" in name for name in self.options)
 
     def tokens(self, seed: int = 0) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
