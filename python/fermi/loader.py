@@ -176,8 +176,9 @@ def quantize(
     if os.path.lexists(destination):
         raise ConfigError(f"{destination} exists already")
     backend = _open_backend(settings)
-    if calibration is None and recipe.format == "int4" and Survey.of(folder, backend).elements(recipe) <= _SMALL:
-        calibration = AUTO
+    if calibration is None and recipe.format == "int4":
+        survey = Survey.of(folder, backend)
+        calibration = AUTO if survey.sequential and survey.elements(recipe) <= _SMALL else NONE
     ready = None
     if calibration is not None and calibration != NONE:
         if recipe.symmetric is None:

@@ -105,10 +105,11 @@ class Decoder(Model, Generic[Config]):
 
     def head_matrix(self, config: Config, weights: Weights) -> _C.Weight:
         """The table of the embedding, where it is tied and no other stands in the checkpoint."""
-        name = f"{self.names.head}.weight"
-        if config.tie_word_embeddings and name not in weights:
+        names = [f"{name}.weight" for name in dict.fromkeys((self.names.head, "lm_head"))]
+        there = [name for name in names if name in weights]
+        if config.tie_word_embeddings and not there:
             return self.embedding.table
-        return weights.matrix(name, config.vocab_size, config.hidden_size, role="head")
+        return weights.matrix((there or names)[0], config.vocab_size, config.hidden_size, role="head")
 
     def layer_ropes(self, config: Config) -> Sequence[Rope | None]:
         """`ropes`."""

@@ -14,7 +14,7 @@ from fermi.errors import CheckpointError, ConfigError
 from fermi.models.checkpoint import SCALES, ZEROS, PackedParts
 from fermi.models.random_tensors import RandomTensors
 
-__all__ = ["MatrixRole", "Tap", "TensorSource", "Transform", "Weights"]
+__all__ = ["STRIP", "MatrixRole", "Tap", "TensorSource", "Transform", "Weights"]
 
 #: What a matrix is for. A tied head is the embedding.
 MatrixRole: TypeAlias = Literal["projection", "embedding", "head"]
@@ -153,7 +153,7 @@ class Weights:
         if whole.format != "dense" and not between:
             self._ledger.misfits.append(f"{name} is packed, and cannot be cut into {list(sizes)} rows")
             return [_absent()] * len(sizes)
-        return [_cut(whole, start, size) for start, size in zip(starts, sizes, strict=True)]
+        return [whole.narrow(start, size) for start, size in zip(starts, sizes, strict=True)]
 
     def stacked(self, name: str, names: Sequence[Sequence[str]], rows: int, columns: int) -> list[list[_C.Weight]]:
         """Projections, [rows, columns] each, that are one tensor in the checkpoint, [stack, all of it, columns]: views
@@ -293,22 +293,6 @@ class Weights:
 def _absent() -> _C.Weight:
     """In the place of a matrix that does not fit, until `Weights.check` says so."""
     return _C.Weight(_C.Tensor.zeros((1, 1)))
-
-
-def _cut(weight: _C.Weight, start: int, rows: int) -> _C.Weight:
-    """Some rows of a matrix; of a packed one ``start`` is a multiple of its strips."""
-    if weight.format == "dense":
-        return _C.Weight(weight.data.narrow(0, start, rows))
-    assert weight.scales is not None
-    first, strips = start // STRIP, -(-rows // STRIP)
-    return _C.Weight.packed(
-        weight.data.narrow(0, first, strips),
-        weight.scales.narrow(0, first, strips),
-        None if weight.zeros is None else weight.zeros.narrow(0, first, strips),
-        rows,
-        weight.shape[1],
-        weight.group,
-    )
 
 
 def _listed(names: Sequence[str]) -> str:

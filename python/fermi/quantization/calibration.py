@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,9 +19,11 @@ import numpy.typing as npt
 from fermi import _C
 from fermi.errors import ConfigError
 from fermi.models import Batch, KVCache, MatrixRole, Transform, load_model
+from fermi.models.blocks import Block
 from fermi.models.decoder import Decoder
 from fermi.models.inputs import LayerCache
-from fermi.models.layers import Linear
+from fermi.models.layers import Mlp, Projections
+from fermi.models.weights import STRIP
 from fermi.quantization.gptq import Doubles, fit_to, pack_for
 from fermi.quantization.packer import Packer, progress_bar
 from fermi.quantization.recipe import Recipe
@@ -44,11 +47,14 @@ def pack_calibrated(
 ) -> Mapping[str, _C.Weight]:
     """Every projection of a model packed for a text, by name. All of them are in memory.
 
-    Raises ConfigError for an empty text or a model that is packed already, and what `load_model` raises.
+    Raises ConfigError for an empty text, a model that is packed already or one whose blocks are not made of two halves
+    that add to the residual one after the other, and what `load_model` raises.
     """
     if not token_ids:
         raise ConfigError("the calibration text is empty")
     survey = Survey.of(folder, backend)
+    if not survey.sequential:
+        raise ConfigError(f"calibration: the blocks of {folder} are not made for it; quantize without a text")
     taps = _Taps(), _Taps()
     original = load_model(folder, backend=backend, tap=taps[0])
     tables = _tables_only(Packer(recipe, backend=backend))
@@ -128,11 +134,14 @@ class _Walk:
 
     def pack_block(self, layer: int) -> Iterator[tuple[str, _C.Weight]]:
         """The projections of a block, in the order in which they run."""
-        block = self._packed.blocks[layer]
+        block = _block(self._packed, layer)
+        assert isinstance(block.mlp, Mlp)
         yield from self._pack_half(layer, _attend, block.attention.qkv, block.attention.output)
-        yield from self._pack_half(layer, _think, block.mlp.gate_up, block.mlp.down)
+        yield from self._pack_half(layer, _think, block.mlp.up, block.mlp.down)
 
-    def _pack_half(self, layer: int, half: _Half, entry: Linear, exit_: Linear) -> Iterator[tuple[str, _C.Weight]]:
+    def _pack_half(
+        self, layer: int, half: _Half, entry: Projections, exit_: Projections
+    ) -> Iterator[tuple[str, _C.Weight]]:
         """Packs what takes the residual in, then what adds to it, and lets both streams pass.
 
         What the first brings forth shall be what it is in the original; what the second adds shall bring the residual
@@ -150,36 +159,46 @@ class _Walk:
         lacking = _Sums()  # with what is still lacking behind it
         for window in self._windows:
             x = self._input(self._packed, layer, half, exit_, window, window.packed)
-            lacking.add(x, window.original - window.packed - bias)
+            lacking.add(x, (window.original - window.packed) / exit_.scale - bias)
         yield from self._pack(exit_, lacking.squares, lambda matrix: lacking.products)
         for window in self._windows:
             self._run(self._packed, layer, half, window, window.packed)
 
     def _input(
-        self, model: Decoder[Any], layer: int, half: _Half, linear: Linear, window: _Window, x: Singles
+        self, model: Decoder[Any], layer: int, half: _Half, linear: Projections, window: _Window, x: Singles
     ) -> Singles:
         """What one of the streams brings to a projection; the stream stays where it is."""
         self._run(model, layer, half, window, x.copy())
         return self._taps[model].inputs[linear.names[0]].float32()
 
     def _pack(
-        self, linear: Linear, squares: Doubles, products: Callable[[Doubles], Doubles]
+        self, linear: Projections, squares: Doubles, products: Callable[[Doubles], Doubles]
     ) -> Iterator[tuple[str, _C.Weight]]:
-        """Packs projections of one input. ``products``: of the input and what each matrix shall bring forth."""
+        """Packs projections of one input. ``products``: of the input and what each matrix shall bring forth.
+
+        A matrix that the model holds in parts stays as it is where it could not be cut into them.
+        """
         packing = self._recipe.packing("projection")
         assert packing is not None
-        for index, (name, weight) in enumerate(zip(linear.names, list(linear.weights), strict=True)):
-            matrix: Doubles = weight.data.float32().astype(np.float64)
+        cut = len(linear.names) < len(linear.weights)
+        if cut and any(start % STRIP for start in accumulate(linear.sizes[:-1])):
+            return
+        for index, name in enumerate(linear.names):
+            parts = linear.weights if cut else linear.weights[index : index + 1]
+            matrix: Doubles = np.concatenate([part.data.float32() for part in parts]).astype(np.float64)
             fitted = fit_to(matrix, squares, products(matrix))
-            linear.weights[index] = pack_for(
-                fitted, squares, packing, candidates=self._recipe.candidates, backend=self._backend
-            )
+            weight = pack_for(fitted, squares, packing, candidates=self._recipe.candidates, backend=self._backend)
+            if cut:
+                starts = [0, *accumulate(linear.sizes[:-1])]
+                linear.weights = [weight.narrow(*rows) for rows in zip(starts, linear.sizes, strict=True)]
+            else:
+                linear.weights[index] = weight
             self._advance(matrix.size)
-            yield name, linear.weights[index]
+            yield name, weight
 
     def _embedded(self, model: Decoder[Any], window: _Window) -> Singles:
         with self._backend:
-            return model.embedding(window.batch.token_ids).float32()
+            return model.embed(window.batch).float32()
 
     def _run(self, model: Decoder[Any], layer: int, half: _Half, window: _Window, x: Singles) -> None:
         """Half a block of one of the models, which changes x, [tokens, hidden], in place."""
@@ -193,13 +212,19 @@ _Half: TypeAlias = Callable[[Decoder[Any], int, _C.Tensor, Batch, LayerCache], N
 
 
 def _attend(model: Decoder[Any], layer: int, x: _C.Tensor, batch: Batch, cache: LayerCache) -> None:
-    block = model.blocks[layer]
+    block = _block(model, layer)
     block.attention(x, block.attention_norm, model.angles(batch)[layer], batch, cache)
 
 
 def _think(model: Decoder[Any], layer: int, x: _C.Tensor, batch: Batch, cache: LayerCache) -> None:
-    block = model.blocks[layer]
+    block = _block(model, layer)
     block.mlp(x, block.mlp_norm)
+
+
+def _block(model: Decoder[Any], layer: int) -> Block:
+    block = model.blocks[layer]
+    assert isinstance(block, Block)
+    return block
 
 
 def _blocks_of(sequence: Sequence[int]) -> int:

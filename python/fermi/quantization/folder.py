@@ -128,14 +128,17 @@ def quantize_folder(
 
 def _units(checkpoint: Checkpoint, survey: Survey, recipe: Recipe) -> list[Unit]:
     """The tensors of the result. A tied head that is packed otherwise than the embedding becomes one of its own."""
-    roles = {matrix.name: matrix.role for matrix in survey.matrices}
+    matrices = {matrix.name: matrix for matrix in survey.matrices}
     units = []
     for name in checkpoint.names():
-        tensor = checkpoint.find(name, ())
+        matrix, tensor = matrices.get(name), checkpoint.find(name, ())
         assert tensor is not None
-        units.append(Unit(name, name, tensor, recipe.packing(roles[name]) if name in roles else None))
+        packing = None if matrix is None else recipe.packing(matrix.role)
+        if matrix is not None and packing is not None:
+            tensor = matrix.weight.data  # [out, in], however the checkpoint holds it
+        units.append(Unit(name, name, tensor, packing))
         head = recipe.packing("head")
-        if roles.get(name) == "embedding" and survey.tied and head != recipe.packing("embedding"):
+        if matrix is not None and matrix.role == "embedding" and survey.tied and head != recipe.packing("embedding"):
             units.append(Unit(HEAD, name, tensor, head))
     return units
 

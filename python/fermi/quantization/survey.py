@@ -8,6 +8,8 @@ from pathlib import Path
 from fermi import _C
 from fermi.errors import ConfigError
 from fermi.models import MatrixRole, load_model
+from fermi.models.blocks import Block
+from fermi.models.layers import Mlp
 from fermi.quantization.recipe import Recipe
 
 __all__ = ["Matrix", "Survey"]
@@ -29,13 +31,17 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Survey:
-    """The matrices of a checkpoint, in the order in which the model pulls them."""
+    """The matrices of a checkpoint, in the order in which the model pulls them.
+
+    ``sequential``: whether its blocks are attention and MLP, one after the other, each behind a norm.
+    """
 
     matrices: tuple[Matrix, ...]
+    sequential: bool
 
     @classmethod
     def of(cls, folder: Path, backend: _C.Backend) -> Survey:
-        """Maps the checkpoint and reads nothing of it.
+        """Maps the checkpoint and reads nothing of it, but for matrices that must be transposed.
 
         Raises:
             CheckpointError: it is malformed, or of a model that fermi does not know.
@@ -50,7 +56,8 @@ class Survey:
         model = load_model(folder, backend=backend, transform=note)
         if model.config.quantization is not None or any(matrix.weight.format != "dense" for matrix in found):
             raise ConfigError(f"{folder} is quantized already: quantize the checkpoint that it was made of")
-        return cls(tuple(found))
+        sequential = all(type(block) is Block and isinstance(block.mlp, Mlp) for block in model.blocks)
+        return cls(tuple(found), sequential)
 
     def elements(self, recipe: Recipe) -> int:
         """Numbers that the recipe packs."""
