@@ -64,15 +64,22 @@ def test_logits_in_half_precision(name: str, dtype: str, backend: _C.Backend, tm
     tokens = VARIANTS[name].tokens()
     loaded = load_model(tmp_path, backend=backend)
     assert loaded.dtype == {"bfloat16": "bf16", "float16": "f16"}[dtype]
-    logits, expected = Driver(loaded).logits(tokens), reference_logits(rounded, tokens)
-    if VARIANTS[name].routes:
-        # Of two experts that are nearly equal, rounding may let a token choose the other one, and later tokens see it:
-        # the best quarter of them does not.
-        cosines = [cosine(row, other) for row, other in zip(logits, expected, strict=True)]
-        assert statistics.quantiles(cosines)[2] >= 0.9999
-        assert cosine(logits, expected) >= 0.99
-    else:
-        assert cosine(logits, expected) >= 0.9999
+    if not VARIANTS[name].routes:
+        assert cosine(Driver(loaded).logits(tokens), reference_logits(rounded, tokens)) >= 0.9999
+        return
+    # Of two experts that are nearly equal, rounding may let a token choose the other one, which those after it see: few
+    # of the tokens of short prompts.
+    cosines = [
+        cosine(row, other)
+        for start in range(0, len(tokens), 8)
+        for row, other in zip(
+            Driver(loaded).logits(tokens[start : start + 8]),
+            reference_logits(rounded, tokens[start : start + 8]),
+            strict=True,
+        )
+    ]
+    assert statistics.median(cosines) >= 0.9999
+    assert statistics.mean(cosines) >= 0.99
 
 
 @pytest.mark.parametrize("name", PARTIAL)
