@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -302,19 +303,6 @@ def load_embedding_model(
     return loader.load(folder, modules, task)
 
 
-@dataclass
-class Totals:
-    """What several sources of weights hold together."""
-
-    parameters: int = 0
-    weight_bytes: int = 0
-
-    def add(self, weights: Weights) -> None:
-        weights.check()
-        self.parameters += weights.parameters
-        self.weight_bytes += weights.nbytes
-
-
 class Loader:
     """Reads the files of one model."""
 
@@ -325,7 +313,7 @@ class Loader:
         self.backend = backend
         self.dtype = dtype
         self.weights = Weights(ModernNames(Checkpoint(place)), backend=backend, dtype=dtype, transform=transform)
-        self.totals = Totals()
+        self.opened = [self.weights]
 
     def load(self, folder: Path, modules: SentenceModules | None, task: Task | None) -> EmbeddingModel:
         text = TextSettings.read(self.place)
@@ -350,14 +338,15 @@ class Loader:
             head = Head(Pooling("mean" if isinstance(model, Encoder) else "lasttoken"), (), body.hidden_size)
         else:
             head = self._score_head(model, rest, activation)
-        self.totals.add(self.weights)
+        for weights in self.opened:
+            weights.check()
         return EmbeddingModel(
             body,
             head,
             task=task,
             text=text,
-            parameters=self.totals.parameters,
-            weight_bytes=self.totals.weight_bytes,
+            parameters=sum(weights.parameters for weights in self.opened),
+            weight_bytes=sum(weights.nbytes for weights in self.opened),
         )
 
     def _task(self, text: TextSettings, rest: Sequence[Module]) -> Task:
@@ -399,21 +388,23 @@ class Loader:
                 fields.refuse_rest()
                 steps.append(Normalize(size))
             elif module.kind == "Dense":
-                weights = Weights(Checkpoint(module.folder), backend=self.backend, dtype=self.dtype)
-                dense = Dense.read(fields, weights, size)
+                dense = Dense.read(fields, partial(self._open, module.folder), size)
                 size = dense.size
                 if _puts_out_scores(module):
                     dense.activation = dense.activation or activation(size)
                 steps.append(dense)
-                self.totals.add(weights)
             elif module.kind == "LayerNorm":
-                weights = Weights(Checkpoint(module.folder), backend=self.backend, dtype=self.dtype)
                 fields.expect("dimension", size)
-                steps.append(LayerNorm(weights.under("norm"), size, LAYER_NORM_EPSILON))
-                self.totals.add(weights)
+                fields.refuse_rest()
+                steps.append(LayerNorm(self._open(module.folder).under("norm"), size, LAYER_NORM_EPSILON))
             else:
                 raise fields.unsupported("type", f"is {module.kind}, which stands behind Pooling")
         return Head(pooling, tuple(steps), size)
+
+    def _open(self, folder: Path) -> Weights:
+        """The weights of a module; they are few, and never packed."""
+        self.opened.append(Weights(Checkpoint(folder), backend=self.backend, dtype=self.dtype))
+        return self.opened[-1]
 
     def _score_head(
         self,

@@ -128,8 +128,8 @@ class Dense:
         self.activation = activation
 
     @classmethod
-    def read(cls, fields: Fields, weights: Weights, size: int) -> Dense:
-        """Of a config.json of sentence-transformers. ``size``: of what it is given."""
+    def read(cls, fields: Fields, weights: Callable[[], Weights], size: int) -> Dense:
+        """Of a config.json of sentence-transformers. ``size``: of what it is given; ``weights``: opens the module's."""
         if fields.integer("in_features") != size:
             raise fields.malformed("in_features", f"is not {size}, what the module before it puts out")
         rows = fields.integer("out_features", maximum=2**20)
@@ -139,7 +139,7 @@ class Dense:
         activation = read_activation(fields, "activation_function", "tanh")
         bias = fields.flag("bias", default=True)
         fields.refuse_rest()
-        return cls(weights, "linear", rows, size, bias=bias, activation=activation)
+        return cls(weights(), "linear", rows, size, bias=bias, activation=activation)
 
     def __call__(self, x: _C.Tensor) -> _C.Tensor:
         return _C.linear(x, self.weight, self.bias, activation=self.activation)
