@@ -22,6 +22,18 @@ NAMES = [
     "mistral window",
     "qwen2 layer types",
     "qwen3",
+    "phi3 window",
+    "phi3 partial longrope",
+    "phi odd",
+    "gemma untied",
+    "gemma2 caps",
+    "gemma3",
+    "smollm3 window",
+    "granite",
+    "olmo2",
+    "starcoder2 odd",
+    "gpt2 inverse layer",
+    "gpt_neox",
 ]
 
 
