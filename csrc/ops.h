@@ -202,8 +202,9 @@ struct Route {
 /// Linear with an expert's own weights for each token; only the weights of experts in use are read.
 ///   spread   route_weights undefined: out[t · k + i] = activation(x[t] · W[experts[t, i]]ᵀ)
 ///   combine  route_weights defined:   out[t] += Σᵢ route_weights[t, i] · (x[t · k + i] · W[experts[t, i]]ᵀ), in order
-/// With two matrices for each expert the activation is a gate, activation(x · W₀ᵀ) · (x · W₁ᵀ). The bits of a row do
-/// not depend on the other tokens; what is said of dense and packed weights at Linear holds.
+/// With two matrices for each expert the activation is a gate, activation(x · W₀ᵀ) · (x · W₁ᵀ). What is said of dense
+/// and packed weights at Linear holds, for the number of tokens: which experts the others choose changes no bit of a
+/// row.
 struct ExpertLinear {
     static constexpr std::string_view name = "expert_linear";
     Tensor out;                   // f32 [tokens · k, rows], or [tokens, rows] to which is added
