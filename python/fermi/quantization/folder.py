@@ -127,12 +127,16 @@ def quantize_folder(
 
 
 def _units(checkpoint: Checkpoint, survey: Survey, recipe: Recipe) -> list[Unit]:
-    """The tensors of the result. A tied head that is packed otherwise than the embedding becomes one of its own."""
+    """The tensors of the result. A tied head that is packed otherwise than the embedding becomes one of its own, and so
+    does each matrix of a stack."""
     matrices = {matrix.name: matrix for matrix in survey.matrices}
-    units = []
+    stacked = [matrix for name, matrix in matrices.items() if name not in checkpoint.names()]
+    units = [Unit(each.name, each.name, each.weight.data, recipe.packing(each.role)) for each in stacked]
     for name in checkpoint.names():
         matrix, tensor = matrices.get(name), checkpoint.find(name, ())
         assert tensor is not None
+        if stacked and len(tensor.shape) == 3:
+            continue
         packing = None if matrix is None else recipe.packing(matrix.role)
         if matrix is not None and packing is not None:
             tensor = matrix.weight.data  # [out, in], however the checkpoint holds it
