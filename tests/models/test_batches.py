@@ -34,6 +34,9 @@ NAMES = [
     "starcoder2 odd",
     "gpt2 inverse layer",
     "gpt_neox",
+    "mixtral",
+    "qwen2_moe some layers",
+    "qwen3_moe crowd",
 ]
 
 
