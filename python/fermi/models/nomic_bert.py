@@ -189,10 +189,10 @@ class NomicBert(Encoder[NomicBertConfig]):
 def read_rope(config: Fields, head_dim: int, trained: int) -> RopeParameters:
     """The rotary embedding in the form of Transformers' own model, else in that of the first checkpoints."""
     base = config.optional_number("rotary_emb_base")
-    fraction = config.optional_number("rotary_emb_fraction")
     factor = config.optional_number("rotary_scaling_factor")
-    if "n_embd" in config and fraction is None:
-        raise config.unsupported("rotary_emb_fraction", "is absent or 0: positions that do not rotate heads")
+    if "n_embd" in config and not config.raw("rotary_emb_fraction"):
+        raise config.unsupported("rotary_emb_fraction", "is absent or 0, which asks for learned positions")
+    fraction = config.optional_number("rotary_emb_fraction")
     section: dict[str, object] = {"rope_theta": base or 1000.0, "partial_rotary_factor": fraction or 1.0}
     if factor is not None:
         section |= {"rope_type": "dynamic", "factor": factor}
