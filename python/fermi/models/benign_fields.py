@@ -12,14 +12,16 @@ BENIGN_FIELDS = frozenset({
     "unsloth_version", "unsloth_fixed", "model_max_length", "max_sequence_length", "seq_length",
     # how it is trained
     "initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+    "embedding_dropout", "residual_dropout", "classifier_dropout", "attention_probs_dropout_prob",
+    "hidden_dropout_prob",
     "neftune_noise_alpha", "loss_type", "gradient_checkpointing",
     # how Transformers computes the same
     "use_cache", "cache_implementation", "attn_implementation", "_attn_implementation",
     "_attn_implementation_autoset", "_flash_attn_2_enabled", "use_flash_attn", "chunk_size_feed_forward",
     "num_logits_to_keep", "output_attentions", "output_hidden_states", "return_dict", "torchscript", "use_bfloat16",
-    "tf_legacy_loss", "is_decoder", "tie_encoder_decoder", "cross_attention_hidden_size",
+    "pretraining_tp", "tf_legacy_loss", "is_decoder", "tie_encoder_decoder", "cross_attention_hidden_size",
     # of other tasks
-    "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
+    "id2label", "label2id", "num_labels", "_num_labels", "problem_type", "finetuning_task", "task_specific_params",
     # special tokens
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "prefix",
     # how text is sampled, once kept here, now in generation_config.json

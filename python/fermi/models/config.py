@@ -46,7 +46,6 @@ EXPECTED: Mapping[str, object] = MappingProxyType(
         "use_bidirectional_attention": False,
         "use_mrope": False,
         "rope_interleaved": False,
-        "pretraining_tp": 1,
         "pruned_heads": {},
     }
 )

@@ -46,7 +46,6 @@ class GPTNeoX(Decoder[GPTNeoXConfig]):
 
     @classmethod
     def read_config(cls, fields: Fields) -> GPTNeoXConfig:
-        fields.ignore(frozenset({"classifier_dropout"}))
         common = DecoderConfig.common(
             fields.spelled(SPELLING),
             max_position_embeddings=2048,

@@ -31,7 +31,6 @@ class Starcoder2(Decoder[Starcoder2Config]):
         fields.expect("mlp_type", "default")
         fields.expect("scale_attention_softmax_in_fp32", True)
         fields.expect("scale_attn_weights", True)
-        fields.ignore(frozenset({"embedding_dropout", "residual_dropout"}))
         common = DecoderConfig.common(
             fields.spelled({"rms_norm_eps": "norm_epsilon"}),
             max_position_embeddings=4096,
