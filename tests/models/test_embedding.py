@@ -199,11 +199,19 @@ def test_a_transformer_in_a_folder_of_its_own(bert_folder: Path, backend: _C.Bac
     )
 
 
+TRANSFORMER = {"type": "sentence_transformers.models.Transformer", "path": ""}
+
+
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
         ({"modules.json": {}}, "modules.json: must hold a list"),
-        ({"modules.json": []}, "modules.json: the first module is no Transformer"),
+        ({"modules.json": []}, "modules.json: modules in an order that is not supported"),
+        ({"modules.json": [TRANSFORMER, {**TRANSFORMER, "path": "1_Pooling"}]}, "order.*: Transformer, Transformer"),
+        (
+            {"modules.json": [TRANSFORMER, {"type": "sentence_transformers.models.Normalize", "path": "2_Normalize"}]},
+            "order.*: Transformer, Normalize",
+        ),
         ({"modules.json": [{"type": "custom_st.Transformer"}]}, r"modules.json: \[0\].type is 'custom_st.Transformer'"),
         ({"modules.json": [{"type": "sentence_transformers.models.CNN"}]}, r"\[0\].type is .*CNN"),
         ({"modules.json": [{"type": "sentence_transformers.models.Transformer", "path": "../x"}]}, r"\[0\].path"),

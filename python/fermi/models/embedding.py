@@ -333,8 +333,6 @@ class Loader:
         if rest and rest[0].kind == "Pooling":
             head = self._head(rest, body.hidden_size, activation)
         elif task == "embed":
-            if rest:
-                raise rest[0].fields().unsupported("type", f"{rest[0].kind} stands before Pooling")
             head = Head(Pooling("mean" if isinstance(model, Encoder) else "lasttoken"), (), body.hidden_size)
         else:
             head = self._score_head(model, rest, activation)
@@ -393,12 +391,10 @@ class Loader:
                 if _puts_out_scores(module):
                     dense.activation = dense.activation or activation(size)
                 steps.append(dense)
-            elif module.kind == "LayerNorm":
+            else:
                 fields.expect("dimension", size)
                 fields.refuse_rest()
                 steps.append(LayerNorm(self._open(module.folder).under("norm"), size, LAYER_NORM_EPSILON))
-            else:
-                raise fields.unsupported("type", f"is {module.kind}, which stands behind Pooling")
         return Head(pooling, tuple(steps), size)
 
     def _open(self, folder: Path) -> Weights:
@@ -406,13 +402,10 @@ class Loader:
         self.opened.append(Weights(Checkpoint(folder), backend=self.backend, dtype=self.dtype))
         return self.opened[-1]
 
-    def _score_head(
-        self,
-        model: Encoder[Any] | Decoder[Any],
-        rest: Sequence[Module],
-        activation: ActivationOf,
-    ) -> Head:
+    def _score_head(self, model: Encoder[Any] | Decoder[Any], rest: Sequence[Module], activation: ActivationOf) -> Head:
         if isinstance(model, Encoder):
+            if rest:
+                raise UnsupportedModelError(f"{self.place}: {rest[0].kind} needs a decoder's logits")
             return label_head(model, self.fields, self.weights, activation)
         if _is_classifier(self.fields):
             return decoder_label_head(model, self.fields, self.weights, activation)

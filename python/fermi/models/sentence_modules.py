@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +16,9 @@ FILE = "modules.json"
 
 #: Those that are known, by the last part of their type's name; Dropout does nothing once training is over.
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout", "LogitScore")
+
+#: What may follow what: a Transformer alone classifies.
+ORDER = re.compile(r"Transformer( LogitScore| Pooling( Dense| LayerNorm| Normalize)*)?")
 
 #: Under which names the Transformer module has written its settings.
 SETTINGS = tuple(
@@ -60,13 +64,11 @@ class SentenceModules:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise CheckpointError(f"{file}: must hold a list of objects")
         modules = [_module(Fields(entry, file, f"[{place}].")) for place, entry in enumerate(entries)]
-        if not modules or modules[0].kind != "Transformer":
-            raise UnsupportedModelError(f"{file}: the first module is no Transformer")
-        for place, module in enumerate(modules[1:], 1):
-            if module.kind == "Transformer":
-                raise UnsupportedModelError(f"{file}: [{place}].type is a second Transformer")
-        rest = tuple(module for module in modules[1:] if module.kind != "Dropout")
-        return cls(modules[0].folder, rest)
+        modules = [module for module in modules if module.kind != "Dropout"]
+        kinds = [module.kind for module in modules]
+        if not ORDER.fullmatch(" ".join(kinds)):
+            raise UnsupportedModelError(f"{file}: modules in an order that is not supported: {', '.join(kinds)}")
+        return cls(modules[0].folder, tuple(modules[1:]))
 
 
 def _module(fields: Fields) -> Module:
