@@ -14,6 +14,10 @@
 #include "export.h"
 #include "thread_pool.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace fermi::cpu::FERMI_ISA {
 
 namespace {
@@ -39,7 +43,12 @@ class Reader {
     Reader(int threads, std::size_t bytes)
         : pool_(threads),
           floats_(bytes / sizeof(float) / static_cast<std::size_t>(threads) / step * step),
-          memory_(static_cast<float*>(std::aligned_alloc(64, bytes_all())), &std::free) {
+          memory_(
+              static_cast<float*>(std::aligned_alloc(huge_page, (bytes_all() + huge_page - 1) / huge_page * huge_page)),
+              &std::free) {
+#if defined(__linux__)
+        if (memory_) madvise(memory_.get(), bytes_all(), MADV_HUGEPAGE);  // as weights and caches are, where it can be
+#endif
         if (memory_) time_of(pool_, [this](int lane) { std::fill_n(part(lane), floats_, 1.0F); });
     }
 
@@ -50,6 +59,7 @@ class Reader {
     }
 
   private:
+    static constexpr std::size_t huge_page = std::size_t{2} << 20;
     static constexpr std::size_t streams = 8;
     static constexpr std::size_t step = 1024;  // floats: whole pages
 
