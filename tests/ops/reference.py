@@ -145,7 +145,7 @@ def encoder_attention(
     """[tokens, heads, head_dim] over [tokens, kv_heads, head_dim], every token to its whole sequence."""
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     out = np.zeros_like(q)
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in itertools.pairwise(starts):
         distance = np.arange(last - first) - np.arange(last - first)[:, None]  # [query, key]
         scores = scale * np.einsum("qhd,khd->hqk", q[first:last], k[first:last])
         if bias is not None:
@@ -156,7 +156,7 @@ def encoder_attention(
         weights = np.exp(scores - scores.max(axis=2, keepdims=True, initial=-np.inf))
         weights /= weights.sum(axis=2, keepdims=True)
         out[first:last] = np.einsum("hqk,khd->qhd", weights, v[first:last])
-    return out.reshape(q.shape[0], -1)
+    return out.reshape(q.shape[0], q.shape[1] * q.shape[2])
 
 
 def _gelu(x: Doubles) -> Doubles:
