@@ -55,7 +55,8 @@ void multiply(const ProductRows& x, const Weight& weight, const Tensor* bias, co
             return;
         case InputKind::bf16_terms:
             if constexpr (has_bf16_dot) {
-                TermsProduct({reinterpret_cast<const bf16*>(x.data), x.row_bytes / 2}, weight, bias, item, results)
+                TermsProduct<BFloat16Dot>({reinterpret_cast<const bf16*>(x.data), x.row_bytes / 2}, weight, bias, item,
+                                          results)
                     .run();
             }
             return;

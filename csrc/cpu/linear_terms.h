@@ -11,7 +11,9 @@
 
 namespace fermi::cpu::FERMI_ISA {
 
-/// One item's product. Rows of x: term_stride(columns) high terms, then as many low ones.
+/// One item's product. Rows of x: term_stride(columns) high terms, then as many low ones. A template, so that libraries
+/// without such a Dot compile nothing of it.
+template <class Dot>
 class TermsProduct {
   public:
     TermsProduct(const DenseRows<bf16>& x, const Weight& weight, const Tensor* bias, const Item& item,
@@ -33,7 +35,6 @@ class TermsProduct {
     }
 
   private:
-    using Dot = BFloat16Dot;
     static constexpr int steps = 4;  // side by side: sums that do not wait for each other
 
     /// One output of M tokens.
