@@ -470,6 +470,7 @@ Tensor expert_linear(const Tensor& x, const std::vector<std::vector<Weight>>& we
                     experts.shape(), ", contiguous, not ", route_weights);
         door.residual(residual, {tokens, first.rows()});
         door.apart("residual", residual, "x", x);
+        door.apart("residual", residual, "experts", experts);
         door.apart("residual", residual, "route_weights", route_weights);
         for (const Weight& weight : all) door.apart("residual", residual, "weight", weight.data);
         out = residual;

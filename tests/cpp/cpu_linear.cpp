@@ -45,6 +45,44 @@ TEST_P(CpuLinear, MatchesDoublePrecision) {
     }
 }
 
+TEST_P(CpuLinear, ScalesAndCapsBeforeItAdds) {
+    Random random(3);
+    const BackendScope scope(open());
+    const Tensor x = random_tensor(random, {3, 70});
+    const Tensor w = random_tensor(random, {19, 70});
+    const Tensor residual = random_tensor(random, {3, 19});
+    const Tensor before = clone(residual);
+    linear(x, {Weight::dense(w)}, {}, {.scale = -0.5F, .soft_cap = 2.0F, .residual = residual});
+    for (std::int64_t t = 0; t < 3; ++t) {
+        for (std::int64_t row = 0; row < 19; ++row) {
+            const double capped = 2.0 * std::tanh(-0.25 * reference(x, w, Tensor(), t, row));
+            const double expected = static_cast<double>(get(before, t * 19 + row)) + capped;
+            EXPECT_NEAR(get(residual, t * 19 + row), expected, 2e-5);
+        }
+    }
+}
+
+TEST_P(CpuLinear, TakesRowsOfAWeight) {
+    Random random(4);
+    const BackendScope scope(open());
+    const Tensor x = random_tensor(random, {3, 70});
+    const Tensor w = random_tensor(random, {40, 70});
+    const auto same = [&](const Weight& weight, std::int64_t first, std::int64_t rows) {
+        const Tensor whole = linear(x, {weight});
+        Tensor expected = Tensor::empty(DType::f32, {3, rows});
+        copy(expected, whole.narrow(1, first, rows));
+        return same_bits(linear(x, {weight.narrow(first, rows)}), expected);
+    };
+    EXPECT_TRUE(same(Weight::dense(w), 3, 21));
+    const Weight packed = quantize(w, {.format = WeightFormat::int4, .group = 32, .symmetric = false});
+    EXPECT_TRUE(same(packed, 16, 16));
+    EXPECT_TRUE(same(packed, 16, 24));
+    EXPECT_THROW(packed.narrow(8, 16), InvalidArgument);
+    EXPECT_THROW(packed.narrow(0, 24), InvalidArgument);
+    EXPECT_THROW(packed.narrow(32, 9), InvalidArgument);
+    EXPECT_THROW(Weight::dense(w).narrow(-1, 2), InvalidArgument);
+}
+
 /// The rows of one run, described under `numerics`.
 Tensor run_linear(const std::shared_ptr<Backend>& backend, const Tensor& x, const Tensor& w, Numerics numerics) {
     Recording recording(backend, numerics);

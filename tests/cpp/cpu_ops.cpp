@@ -42,6 +42,64 @@ TEST_P(CpuOps, RmsNormMatchesDoublePrecision) {
     }
 }
 
+TEST_P(CpuOps, LayerNormMatchesDoublePrecision) {
+    Random random(8);
+    const BackendScope scope(open());
+    for (const std::int64_t dim : {1, 7, 64, 201}) {
+        const Tensor x = random_tensor(random, {5, dim});
+        const Tensor weight = random_tensor(random, {dim}, DType::f16);
+        const Tensor bias = random_tensor(random, {dim}, DType::bf16);
+        const Tensor residual = random_tensor(random, {5, dim});
+        const Tensor before = clone(residual);
+        layer_norm(x, weight, bias, 1e-3F, residual);
+        for (std::int64_t t = 0; t < 5; ++t) {
+            const auto value = [&](std::int64_t i) { return static_cast<double>(get(x, t * dim + i)); };
+            const auto n = static_cast<double>(dim);
+            double mean = 0.0, variance = 0.0;
+            for (std::int64_t i = 0; i < dim; ++i) mean += value(i) / n;
+            for (std::int64_t i = 0; i < dim; ++i) variance += std::pow(value(i) - mean, 2.0) / n;
+            for (std::int64_t i = 0; i < dim; ++i) {
+                const double expected =
+                    (value(i) - mean) / std::sqrt(variance + 1e-3) * static_cast<double>(get(weight, i)) +
+                    static_cast<double>(get(bias, i)) + static_cast<double>(get(before, t * dim + i));
+                EXPECT_NEAR(get(residual, t * dim + i), expected, 3e-6);
+            }
+        }
+    }
+}
+
+TEST_P(CpuOps, PoolsMatchTheirFormulas) {
+    Random random(9);
+    const BackendScope scope(open(3));
+    const std::int64_t dim = 150;
+    const std::vector<std::int32_t> starts{0, 1, 1, 12};
+    const Tensor x = random_tensor(random, {12, dim});
+    const auto check = [&](Pooling pooling, auto add, auto divide) {
+        const Tensor out = pool(x, indices(starts), pooling);
+        for (std::size_t s = 0; s + 1 < starts.size(); ++s) {
+            const std::int64_t length = starts[s + 1] - starts[s];
+            for (std::int64_t i = 0; i < dim; ++i) {
+                double expected = 0.0;
+                for (std::int64_t t = 0; t < length; ++t) {
+                    expected = add(expected, static_cast<double>(get(x, (starts[s] + t) * dim + i)), t);
+                }
+                if (length > 0) expected /= divide(static_cast<double>(length));
+                EXPECT_NEAR(get(out, static_cast<std::int64_t>(s) * dim + i), expected, 2e-6);
+            }
+        }
+    };
+    const auto sum = [](double total, double value, std::int64_t) { return total + value; };
+    check(Pooling::mean, sum, [](double n) { return n; });
+    check(Pooling::mean_sqrt_length, sum, [](double n) { return std::sqrt(n); });
+    check(
+        Pooling::weighted_mean,
+        [](double total, double value, std::int64_t t) { return total + static_cast<double>(t + 1) * value; },
+        [](double n) { return n * (n + 1.0) / 2.0; });
+    check(
+        Pooling::max, [](double most, double value, std::int64_t t) { return t == 0 ? value : std::max(most, value); },
+        [](double) { return 1.0; });
+}
+
 TEST_P(CpuOps, RmsNormOfHeadsTakesViews) {
     Random random(3);
     const BackendScope scope(open());
@@ -78,6 +136,8 @@ TEST_P(CpuOps, ActivationsMatchTheirFormulas) {
         return 0.5 * v * (1.0 + std::tanh(std::sqrt(2.0 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
     });
     check(Activation::relu, [](double v) { return v > 0.0 ? v : 0.0; });
+    check(Activation::tanh, [](double v) { return std::tanh(v); });
+    check(Activation::sigmoid, [](double v) { return 1.0 / (1.0 + std::exp(-v)); });
 }
 
 TEST_P(CpuOps, RopeTurnsPairsAndAppends) {
@@ -116,6 +176,9 @@ TEST_P(CpuOps, RopeTurnsPairsAndAppends) {
         EXPECT_EQ(get(values, 2 * dim + i), get(v, 2 * dim + i));
         EXPECT_EQ(get(keys, 5 * dim + i), 0.0F);
     }
+    const Tensor alone = clone(before);
+    rope(alone, angles);
+    EXPECT_TRUE(same_bits(alone, q));
 }
 
 TEST_P(CpuOps, CopyConvertsAndFollowsStrides) {
@@ -143,7 +206,7 @@ TEST_P(CpuOps, RecordingEqualsEager) {
     const Tensor norm = random_tensor(random, {48});
     const auto describe = [&] {
         const Tensor x = embed(ids, table);
-        const Tensor h = linear(x, {gate, gate}, {}, {.norm = norm, .epsilon = 1e-6F, .activation = Activation::silu});
+        const Tensor h = linear(x, {gate, gate}, {}, {.norm = {norm, 1e-6F}, .activation = Activation::silu});
         return linear(h, {Weight::dense(random_tensor(random, {7, 40}))});
     };
     Tensor eager;

@@ -143,6 +143,55 @@ TEST(FrontDoors, CheckAttention) {
     EXPECT_EQ(attend(zeros({0, 4, 4}), 2, 1, 1.0F, -1), "attention: window must not be negative, it is -1");
 }
 
+TEST(FrontDoors, CheckNormsAndWhatTheyAreAddedTo) {
+    const Tensor x = zeros({2, 8}), ones = zeros({8});
+    EXPECT_EQ(refusal([&] { layer_norm(x, ones, zeros({7}), 0.0F); }),
+              "norm: the norm's bias has 7 elements, it must have 8");
+    EXPECT_EQ(refusal([&] { rms_norm(x, ones, 0.0F, zeros({2, 7})); }), "norm: residual must be [2, 8], not [2, 7]");
+    EXPECT_EQ(refusal([&] { rms_norm(x, ones, 0.0F, x); }), "norm: residual and x share memory");
+    EXPECT_EQ(refusal([&] { rms_norm(x, ones, 0.0F, read_only(zeros({2, 8}))); }), "norm: residual is read-only");
+    EXPECT_EQ(refusal([&] { embed(indices(2), weight(5, 4), 1.0F, zeros({2, 5})); }),
+              "embed: residual must be [2, 4], not [2, 5]");
+    EXPECT_EQ(refusal([&] { linear(x, {weight(3, 8)}, {}, {.norm = {Tensor(), 0.0F, NormKind::layer, ones}}); }),
+              "linear: a norm's bias must come with its weight");
+    EXPECT_EQ(refusal([&] { linear(x, {weight(3, 8)}, {}, {.soft_cap = -1.0F}); }),
+              "linear: soft_cap must not be negative, it is -1");
+}
+
+TEST(FrontDoors, CheckRopeAndPools) {
+    EXPECT_EQ(refusal([] { rope(zeros({2, 3, 8}), zeros({2, 10})); }),
+              "rope: angles [2, 10] must be [tokens, 2 * half] with 2 * half at most 8, the size of a head");
+    EXPECT_EQ(refusal([] { rope(read_only(zeros({2, 3, 8})), zeros({2, 8})); }), "rope: x is read-only");
+    EXPECT_EQ(refusal([] { pool(zeros({2, 3}), indices(0), Pooling::mean); }), "pool: starts must not be empty");
+}
+
+TEST(FrontDoors, CheckEncoderAttention) {
+    const auto attend = [](const Tensor& q, const Tensor& k, const Scores& scores, const Tensor& bias = {}) {
+        return refusal([&] { encoder_attention(q, k, k, indices(2), scores, bias); });
+    };
+    const Tensor q = zeros({0, 4, 8}), k = zeros({0, 2, 8});
+    EXPECT_EQ(attend(q, zeros({0, 3, 8}), {}), "encoder_attention: 4 heads do not divide among 3 key-value heads");
+    EXPECT_EQ(attend(q, zeros({0, 2, 4}), {}), "encoder_attention: k [0, 2, 4] and q [0, 4, 8] do not fit: 4 and 8");
+    EXPECT_EQ(attend(q, k, {1.0F, -1}), "encoder_attention: window must not be negative, it is -1");
+    EXPECT_EQ(attend(q, k, {1.0F, 0, 2.0F}), "encoder_attention: there is no soft_cap here");
+    EXPECT_EQ(attend(q, k, {}, zeros({4, 6})),
+              "encoder_attention: bias must be [4, 2 * reach + 1], contiguous, not f32[4, 6]");
+}
+
+TEST(FrontDoors, CheckExperts) {
+    const Tensor x = zeros({2, 8}), experts = zeros({2, 3}, DType::i32);
+    EXPECT_EQ(refusal([&] { route(zeros({2, 4}), 5); }), "route: k must be from 1 to 4, the number of experts, not 5");
+    EXPECT_EQ(refusal([&] { expert_linear(x, {}, experts); }), "expert_linear: there is no expert");
+    EXPECT_EQ(refusal([&] { expert_linear(x, {{weight(3, 8)}, {weight(4, 8)}}, experts); }),
+              "expert_linear: weights f32[3, 8] and f32[4, 8] differ");
+    EXPECT_EQ(refusal([&] { expert_linear(x, {{weight(3, 8), weight(3, 8)}}, experts); }),
+              "expert_linear: two matrices of an expert need an activation between them");
+    EXPECT_EQ(refusal([&] { expert_linear(zeros({3, 8}), {{weight(3, 8)}}, experts); }),
+              "expert_linear: x [3, 8] must have 2 rows");
+    EXPECT_EQ(refusal([&] { expert_linear(x, {{weight(3, 8)}}, experts, {}, zeros({2, 3})); }),
+              "expert_linear: route_weights and residual must come together");
+}
+
 TEST(FrontDoors, CheckRopeAngles) {
     const auto angles = [](const Tensor& frequencies, const RopeScaling& scaling) {
         return refusal([&] { rope_angles(indices(2), indices(2), frequencies, scaling); });
@@ -168,6 +217,13 @@ TEST(Ops, TakeNoTokens) {
     EXPECT_EQ(gather_rows(zeros({3, 4}), indices(0)).shape(), Dims({0, 4}));
     EXPECT_EQ(linear(zeros({0, 4}), {weight(3, 4)}, {}, {.residual = zeros({0, 3})}).shape(), Dims({0, 3}));
     EXPECT_EQ(rope_angles(indices(0), indices(0), zeros({1, 2})).shape(), Dims({0, 4}));
+    EXPECT_EQ(layer_norm(zeros({0, 4}), zeros({4}), Tensor(), 1.0F).shape(), Dims({0, 4}));
+    rope(zeros({0, 2, 4}), zeros({0, 4}));
+    EXPECT_EQ(pool(zeros({0, 3}), indices(2), Pooling::max).shape(), Dims({1, 3}));
+    EXPECT_EQ(encoder_attention(zeros({0, 2, 4}), zeros({0, 1, 4}), zeros({0, 1, 4}), indices(1), {}).shape(),
+              Dims({0, 8}));
+    EXPECT_EQ(route(zeros({0, 4}), 2).experts.shape(), Dims({0, 2}));
+    EXPECT_EQ(expert_linear(zeros({0, 4}), {{weight(3, 4)}}, zeros({0, 2}, DType::i32)).shape(), Dims({0, 3}));
     copy(zeros({0, 3}), zeros({0, 3}));
     copy(zeros({}), zeros({}));
 }

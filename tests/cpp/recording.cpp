@@ -37,7 +37,7 @@ bool same_bits(const Tensor& a, const Tensor& b) {
     return a.shape() == b.shape() && std::memcmp(a.bytes_data(), b.bytes_data(), a.bytes()) == 0;
 }
 
-/// A decoder of one layer, written as models write it; every op of the vocabulary stands in it.
+/// A decoder of one layer, written as models write it.
 struct Decoder {
     static constexpr std::int64_t vocabulary = 50;
     static constexpr std::int64_t hidden = 32;
@@ -85,11 +85,11 @@ struct Decoder {
             linear(attended, {out_weight}, {}, {.residual = x});
         }
         {
-            const Tensor gated = linear(x, {gate_weight, up_weight}, {},
-                                        {.norm = norm, .epsilon = 1e-6F, .activation = Activation::silu});
+            const Tensor gated =
+                linear(x, {gate_weight, up_weight}, {}, {.norm = {norm, 1e-6F}, .activation = Activation::silu});
             linear(gated, {down_weight}, {}, {.residual = x});
         }
-        return linear(gather_rows(x, rows), {table}, {}, {.norm = norm, .epsilon = 1e-6F});
+        return linear(gather_rows(x, rows), {table}, {}, {.norm = {norm, 1e-6F}});
     }
 };
 
@@ -427,6 +427,39 @@ TEST_F(Recordings, NeedNoBlocksOutsideTheWindow) {
     EXPECT_TRUE(same_bits(attend({-1, 2, 3, -1}, 4), attend({0, 2, 3, 1}, 4)));
     EXPECT_THROW(attend({-1, 2, 3, -1}, 7), InvalidArgument);
     EXPECT_THROW(attend({-1, 2, 3, -1}, 0), InvalidArgument);
+}
+
+TEST_F(Recordings, CheckExpertsThatNoRouteHasChosen) {
+    const Tensor x = normal({2, 8}, 1), logits = normal({2, 3}, 2);
+    std::vector<std::vector<Weight>> weights;
+    for (unsigned i = 0; i < 3; ++i) weights.push_back({Weight::dense(normal({4, 8}, 3 + i))});
+    const Tensor chosen = integers({0, 2, 1, 3}).reshape({2, 2});
+    EXPECT_THROW(expert_linear(x, weights, chosen), InvalidArgument);
+    chosen.data<std::int32_t>()[3] = 0;
+    expert_linear(x, weights, chosen);
+
+    /// What becomes of a recording in which experts are chosen, and perhaps something happens to them.
+    const auto closes = [&](std::size_t experts, const auto& meanwhile) {
+        Recording recording(backend_);
+        recording.open();
+        const Tensor routed = route(logits, 2).experts;
+        meanwhile(routed);
+        expert_linear(x, {weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(experts)}, routed);
+        try {
+            recording.close();
+            recording.run();
+        } catch (const InvalidArgument& error) {
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    const auto nothing = [](const Tensor&) {};
+    EXPECT_EQ(closes(3, nothing), "");
+    EXPECT_EQ(closes(2, nothing), "expert_linear: experts are chosen among 3, there are 2");
+    EXPECT_EQ(closes(3, [&](const Tensor& routed) { copy(routed, chosen); }),
+              "route: experts overwrites indices that an op of the same recording reads");
+    EXPECT_EQ(closes(3, [&](const Tensor& routed) { copy(routed.narrow(0, 1, 1), chosen.narrow(0, 1, 1)); }),
+              "route: experts overwrites indices that an op of the same recording reads");
 }
 
 TEST_F(Recordings, RefuseToOverwriteIndices) {
