@@ -52,7 +52,7 @@ class DenseProduct {
           saved_(saved),
           panel_(reinterpret_cast<PanelW*>(saved + (item.tokens.end - item.tokens.begin) * tile_columns)) {}
 
-    void run() const {
+    void run() {
         const std::int64_t count = item_.tokens.end - item_.tokens.begin;
         if (count <= few_tokens) return outputs<few_tokens, stream_rows>(item_.outputs.begin);
         if (count < panel_tokens) return outputs<tile_rows, tile_columns>(item_.outputs.begin);
@@ -64,8 +64,9 @@ class DenseProduct {
 
     /// The outputs from `row` on, N at a time, in one pass over the columns. The rows that come are asked for.
     template <int M, int N>
-    void outputs(std::int64_t row) const {
+    void outputs(std::int64_t row) {
         for (; row + N <= item_.outputs.end; row += N) {
+            read_biases<N>(row);
             const W* w[N];
             for (int n = 0; n < N; ++n) w[n] = w_ + (row + n) * stride_;
             const auto fetch = [&](std::int64_t k) {
@@ -78,9 +79,10 @@ class DenseProduct {
 
     /// The outputs from `row` on, N at a time, a panel of their columns after the other.
     template <int N>
-    void panels(std::int64_t row) const {
+    void panels(std::int64_t row) {
         constexpr int step = Dot::Panel::step;
         for (; row + N <= item_.outputs.end; row += N) {
+            read_biases<N>(row);
             std::int64_t begin = 0;
             do {
                 const Range columns{begin, std::min(columns_, begin + panel_columns)};
@@ -97,6 +99,12 @@ class DenseProduct {
             } while (begin < columns_);
         }
         if constexpr (N > 1) panels<1>(row);
+    }
+
+    /// Once for all tokens of the outputs from `row` on.
+    template <int N>
+    void read_biases(std::int64_t row) {
+        for (int n = 0; n < N; ++n) biases_[n] = bias_of(bias_, row + n);
     }
 
     /// Copies some columns of N rows, a step of each row after the other.
@@ -172,7 +180,7 @@ class DenseProduct {
         sum_row(sums, totals);
         float* out = results_.data + (token - item_.tokens.begin) * results_.stride + (row - item_.outputs.begin);
         for (int n = 0; n < N; ++n) {
-            const float value = totals[n] + bias_of(bias_, row + n);
+            const float value = totals[n] + biases_[n];
             out[n] = results_.add ? out[n] + value : value;
         }
     }
@@ -186,6 +194,7 @@ class DenseProduct {
     Results results_;
     Sums saved_;
     PanelW* panel_;
+    float biases_[tile_columns] = {};  // of the outputs at work
 };
 
 /// Bytes that a product wants at `saved` for an item of some tokens.
