@@ -51,7 +51,7 @@ class FERMI_API Backend {
     virtual void copy(const Tensor& destination, const Tensor& source) = 0;
     /// Runs one op now (eager).
     virtual void launch(const Op& op) = 0;
-    virtual std::unique_ptr<Program> lower(std::vector<Op> ops) = 0;
+    virtual std::unique_ptr<Program> lower(std::shared_ptr<const std::vector<Op>> ops) = 0;
     /// Waits for what was launched; throws BackendError for what went wrong on the device.
     virtual void synchronize() = 0;
     virtual MemoryInfo memory() const = 0;

@@ -12,6 +12,10 @@ namespace {
 
 thread_local Recording* open_recording = nullptr;
 
+/// Room for those of a model: an op is large, and to move them all as they become more costs more than to describe
+/// them.
+constexpr std::size_t usual_ops = 256;
+
 }  // namespace
 
 Recording::Recording(std::shared_ptr<Backend> backend, Numerics numerics)
@@ -33,6 +37,7 @@ void Recording::open() {
     require(state_ == State::fresh, "recording: it was described before");
     open_recording = this;
     state_ = State::open;
+    ops_->reserve(usual_ops);
 }
 
 void Recording::close(bool failed) {
@@ -41,8 +46,8 @@ void Recording::close(bool failed) {
     state_ = State::failed;
     if (failed) return;
     const std::lock_guard lock(running_);
-    for (const Op& op : ops_) checks_->add(op);
-    for (const Op& op : ops_) {
+    for (const Op& op : *ops_) checks_->add(op);
+    for (const Op& op : *ops_) {
         visit_operands(op, [&](std::string_view name, const Tensor& tensor, Access access) {
             require(access == Access::read || !checks_->cover(tensor), name_of(op), ": ", name,
                     " overwrites indices that an op of the same recording reads");
@@ -63,7 +68,7 @@ void Recording::append(Op op) {
                 " belongs to another recording, which is not closed");
     });
     strip_leases(op);
-    ops_.push_back(std::move(op));
+    ops_->push_back(std::move(op));
 }
 
 Tensor Recording::allocate(DType dtype, const Dims& shape) {

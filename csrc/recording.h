@@ -40,7 +40,7 @@ class FERMI_API Recording {
     /// Checks the values of index tensors (on the CPU), then runs every op. Calls from several threads queue.
     void run();
 
-    const std::vector<Op>& ops() const { return ops_; }
+    const std::vector<Op>& ops() const { return *ops_; }
     const std::shared_ptr<Backend>& backend() const { return backend_; }
     Numerics numerics() const { return numerics_; }
     /// Bytes of the arena.
@@ -55,7 +55,7 @@ class FERMI_API Recording {
     Numerics numerics_;
     State state_ = State::fresh;
     std::shared_ptr<Arena> arena_;
-    std::vector<Op> ops_;
+    std::shared_ptr<std::vector<Op>> ops_ = std::make_shared<std::vector<Op>>();  // the program's too
     std::unique_ptr<IndexChecks> checks_;
     std::unique_ptr<Program> program_;
     std::mutex running_;

@@ -12,9 +12,10 @@
 namespace fermi::python {
 namespace {
 
-using Weights = std::variant<Weight, std::vector<Weight>>;
+// Lists first: what is no bound type is asked for a conversion, which takes microseconds to fail.
+using Weights = std::variant<std::vector<Weight>, Weight>;
 using MaybeTensor = std::optional<Tensor>;
-using Biases = std::variant<std::monostate, Tensor, std::vector<std::optional<Tensor>>>;
+using Biases = std::variant<std::monostate, std::vector<std::optional<Tensor>>, Tensor>;
 
 Activation parse_activation(std::string_view name) {
     if (name == "silu") return Activation::silu;

@@ -41,11 +41,12 @@ void CpuBackend::copy(const Tensor& destination, const Tensor& source) {
 }
 
 void CpuBackend::launch(const Op& op) {
-    ListProgram({op}, pool_, *allocator_).run();
+    ListProgram(std::make_shared<const std::vector<Op>>(1, op), pool_, allocator_, pool_->size()).run();
 }
 
-std::unique_ptr<Program> CpuBackend::lower(std::vector<Op> ops) {
-    return std::make_unique<ListProgram>(std::move(ops), pool_, *allocator_);
+std::unique_ptr<Program> CpuBackend::lower(std::shared_ptr<const std::vector<Op>> ops) {
+    const int lanes = lanes_for(*ops, pool_->size());
+    return std::make_unique<ListProgram>(std::move(ops), pool_, allocator_, lanes);
 }
 
 MemoryInfo CpuBackend::memory() const {

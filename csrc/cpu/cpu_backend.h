@@ -25,7 +25,7 @@ class CpuBackend final : public Backend {
     std::shared_ptr<Storage> allocate(std::size_t bytes) override { return allocator_->allocate(bytes); }
     void copy(const Tensor& destination, const Tensor& source) override;
     void launch(const Op& op) override;
-    std::unique_ptr<Program> lower(std::vector<Op> ops) override;
+    std::unique_ptr<Program> lower(std::shared_ptr<const std::vector<Op>> ops) override;
     void synchronize() override {}
     MemoryInfo memory() const override;
 

@@ -12,24 +12,30 @@ namespace fermi::cpu::FERMI_ISA {
 
 class ListProgram final : public Program {
   public:
-    /// Takes the scratch memory that the neediest op wants. Throws OutOfMemory.
-    ListProgram(std::vector<Op> ops, std::shared_ptr<ThreadPool> pool, Allocator& allocator);
+    /// On so many of the pool's lanes: all, or the calling thread alone.
+    ListProgram(std::shared_ptr<const std::vector<Op>> ops, std::shared_ptr<ThreadPool> pool,
+                std::shared_ptr<Allocator> allocator, int lanes);
 
+    /// Throws OutOfMemory when there is no scratch memory for the neediest op. It is borrowed: programs that run one
+    /// after the other share it.
     void run() override;
 
   private:
-    void run_lane(int index);
+    /// Scratch memory: `shared` of all lanes, `own` of each, one after the other.
+    void run_lane(int index, std::byte* shared, std::byte* own);
 
-    std::size_t lanes() const { return static_cast<std::size_t>(pool_->size()); }
-
-    std::vector<Op> ops_;
+    std::shared_ptr<const std::vector<Op>> ops_;
     std::shared_ptr<ThreadPool> pool_;
+    std::shared_ptr<Allocator> allocator_;
+    int lanes_;
     std::vector<Tickets> tickets_;  // ops × lanes
     Barrier barrier_;
-    std::shared_ptr<Storage> shared_;
-    std::shared_ptr<Storage> own_;  // lanes × own_bytes_
+    std::size_t shared_bytes_ = 0;
     std::size_t own_bytes_ = 0;
     std::vector<Counter> counters_;
 };
+
+/// How many lanes of `most` are worth waking for a list of ops.
+int lanes_for(const std::vector<Op>& ops, int most);
 
 }  // namespace fermi::cpu::FERMI_ISA
