@@ -57,7 +57,7 @@ class Engine:
     def __init__(self, model: Model, config: EngineConfig, *, scheduler: type[Scheduler] = Scheduler) -> None:
         """Allocates the KV cache. ConfigError when it would not hold one sequence of ``max_model_len`` tokens."""
         spec = config.kv_spec(model.kv_spec)
-        reach = reach_of(getattr(model, "windows", ()))
+        reach = reach_of(model.windows)
         free_memory = model.backend.memory()[0]
         size = cache_size(config, spec, model.max_position_embeddings, free_memory, window=reach)
         pool = BlockPool(
