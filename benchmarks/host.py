@@ -3,7 +3,8 @@
 python benchmarks/host.py [--vocabulary 1000,151936] [--layers 28] [--steps 200] [--threads 1] [--profile]
 
 The model is tiny, random, and as deep as Qwen3-0.6B, so that recordings are of real length. Host time is that of
-`Engine.step` less that of running the recording and of the sampler; medians, in microseconds.
+`Engine.step` less that of running the recording and of the sampler; medians, in microseconds. A step whose shape was
+met before runs the recording that was made then; one of a new shape describes the model first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import cProfile
 import pstats
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,12 +118,22 @@ class Bench:
         self.end()
         return times
 
-    def prefill(self, tokens: int, steps: int) -> Times:
-        """Steps of a whole prompt."""
+    def prefill(self, lengths: Iterable[int]) -> Times:
+        """Steps of a whole prompt each, from a request's first moment to its end."""
         times = Times()
-        for _ in range(steps):
-            self.add(tokens, Sampling(max_tokens=1, temperature=0.0))
+        for length in lengths:
+            self.add(length, Sampling(max_tokens=1, temperature=0.0))
             times.steps.append(self.step())
+        return times
+
+    def company(self, batch: int, length: int, steps: int) -> Times:
+        """Steps of a whole prompt each, beside one token for each of ``batch`` sequences."""
+        for _ in range(batch):
+            self.add(CONTEXT, Sampling(max_tokens=steps + 64, temperature=0.0))
+        for _ in range(batch + 16):
+            self.engine.step()
+        times = self.prefill([length] * steps)
+        self.end()
         return times
 
 
@@ -135,7 +146,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8,32")
     parser.add_argument("--profile", action="store_true", help="also say which functions take how long")
     arguments = parser.parse_args()
-    print(f"{'µs per step':36}{'host':>12}{'kernels':>12}{'sampler':>12}{'in all':>12}")
+    print(f"{'µs per step':39}{'host':>12}{'kernels':>12}{'sampler':>12}{'in all':>12}")
     for vocabulary in map(int, arguments.vocabulary.split(",")):
         bench = Bench(vocabulary, arguments.layers, arguments.threads)
         run = _C.Recording.run
@@ -146,12 +157,17 @@ def main() -> None:
         try:
             for batch in map(int, arguments.batch.split(",")):
                 greedy = bench.decode(batch, arguments.steps, temperature=0.0)
-                print(f"vocabulary {vocabulary:6}, decode × {batch:2} greedy  {greedy.line()}", flush=True)
+                print(f"vocabulary {vocabulary:6}, {f'decode × {batch} greedy':20}{greedy.line()}", flush=True)
             sampled = bench.decode(batch, arguments.steps, top_p=0.95)
-            print(f"vocabulary {vocabulary:6}, decode × {batch:2} top-p   {sampled.line()}", flush=True)
-            for tokens in (1, 512):
-                prefill = bench.prefill(tokens, max(5, arguments.steps // 8))
-                print(f"vocabulary {vocabulary:6}, prefill of {tokens:3}      {prefill.line()}", flush=True)
+            print(f"vocabulary {vocabulary:6}, {f'decode × {batch} top-p':20}{sampled.line()}", flush=True)
+            few = max(5, arguments.steps // 8)
+            for name, times in (
+                ("prefill of 1", bench.prefill([1] * few)),
+                ("prefill of 512", bench.prefill([512] * few)),
+                ("prefill, a new shape", bench.prefill(range(511, 511 - few, -1))),
+                (f"prefill of 64 + {batch}", bench.company(batch, 64, few)),
+            ):
+                print(f"vocabulary {vocabulary:6}, {name:20}{times.line()}", flush=True)
         finally:
             _C.Recording.run = run  # type: ignore[method-assign]
         if arguments.profile:
