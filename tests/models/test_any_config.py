@@ -89,7 +89,7 @@ def any_new_variant(draw: random.Random) -> Variant:
     """Of a family whose parts are put together otherwise than a Llama's."""
     family = draw.choice(sorted(FAMILIES))
     kv_heads, group = draw.choice([1, 2, 3]), draw.choice([1, 2, 3, 5])
-    heads, head_dim, layers = kv_heads * group, draw.choice([4, 8, 16, 20, 40]), draw.randint(1, 4)
+    heads, head_dim, layers = kv_heads * group, draw.choice([4, 8, 12, 16, 20, 40]), draw.randint(1, 4)
     explicit = family in ("Gemma", "Gemma2", "Gemma3Text") and draw.random() < 0.5
     options: dict[str, Any] = {
         "vocab_size": pick(draw, 211, 256, 1001),
@@ -102,6 +102,11 @@ def any_new_variant(draw: random.Random) -> Variant:
         "tie_word_embeddings": draw.random() < 0.5,
         **FAMILIES[family](draw, head_dim, layers),
     }
+    if family in PARTS and draw.random() < 0.6:
+        part = draw.choice([share for share in PARTS[family] if int(head_dim * share) % 2 == 0])
+        options |= any_rope(draw, int(head_dim * part), options["max_position_embeddings"])
+        if family in ("Phi", "GPTNeoX"):
+            options["rope_parameters"]["partial_rotary_factor"] = part
     if family.startswith("Gemma"):
         options["head_dim"] = head_dim
     for name in UNKNOWN.get(family, ()):
@@ -196,6 +201,18 @@ def gpt_neox(draw: random.Random, head_dim: int, layers: int) -> dict[str, Any]:
         **rope("default", partial_rotary_factor=pick(draw, 0.5, 1.0)),
     }
 
+
+#: Shares of a head that may turn, of families that scale in every way.
+PARTS = {
+    "Phi": [0.5, 1.0],
+    "Gemma": [1.0],
+    "Gemma2": [1.0],
+    "SmolLM3": [1.0],
+    "Granite": [1.0],
+    "Olmo2": [1.0],
+    "Starcoder2": [1.0],
+    "GPTNeoX": [0.25, 0.5, 1.0],
+}
 
 FAMILIES: dict[str, Callable[[random.Random, int, int], dict[str, Any]]] = {
     "Phi3": phi3,
