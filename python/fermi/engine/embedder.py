@@ -14,7 +14,7 @@ from fermi.models.embedding import TokenSequence
 __all__ = ["MAX_BATCH_TOKENS", "Embedder", "Encodes", "TokenSequence"]
 
 #: Tokens of a batch where nobody says: many enough for the kernels, few enough that activations stay in the caches.
-MAX_BATCH_TOKENS = 512
+MAX_BATCH_TOKENS = 1024
 
 
 class Encodes(Protocol):
