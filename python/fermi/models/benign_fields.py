@@ -22,6 +22,7 @@ BENIGN_FIELDS = frozenset({
     "pretraining_tp", "tf_legacy_loss", "is_decoder", "tie_encoder_decoder", "cross_attention_hidden_size",
     # of other tasks
     "id2label", "label2id", "num_labels", "_num_labels", "problem_type", "finetuning_task", "task_specific_params",
+    "custom_pipelines",
     # special tokens
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "prefix",
     # how text is sampled, once kept here, now in generation_config.json

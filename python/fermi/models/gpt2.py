@@ -29,7 +29,7 @@ SPELLING = {
 #: Of heads of other tasks, and of how Transformers computes the same.
 BENIGN = frozenset(
     {"n_ctx", "reorder_and_upcast_attn", "summary_activation", "summary_first_dropout", "summary_proj_to_labels"}
-    | {"summary_type", "summary_use_proj", "gradient_checkpointing"}
+    | {"summary_type", "summary_use_proj", "output_past", "n_special", "predict_special_tokens"}
 )
 
 
