@@ -38,21 +38,11 @@ class DecodeArrays:
 
     def fill(self, work: Items[Work]) -> None:
         """Takes in the sequences of a step of one token each."""
-        block_size, columns = self._block_size, []
+        self._columns[:4] = np.array([_column(part, self._block_size) for part in work], np.int32).T
+        self._columns[4] = self._columns[1] + 1
         for row, part in enumerate(work):
-            sequence, position = part.sequence, part.start
-            blocks = sequence.blocks
-            columns.append(
-                (
-                    sequence.token_ids[position],
-                    position,
-                    max(sequence.prompt_length, position + 1),
-                    blocks[position // block_size] * block_size + position % block_size,
-                    position + 1,
-                )
-            )
+            blocks = part.sequence.blocks
             self._block_tables[row, : len(blocks)] = blocks
-        self._columns[:] = np.array(columns, np.int32).T
 
 
 class MixedArrays:
@@ -84,19 +74,33 @@ class MixedArrays:
         """Takes in the parts of a step."""
         starts, block_size = self._starts, self._block_size
         np.cumsum([part.length for part in work], out=starts[1:])
+        self._context_lengths[:] = [part.start + part.length for part in work]
+        self._rows[:] = list(_logit_rows(work))
+        singles = [row for row, part in enumerate(work) if part.length == 1]
+        if singles:
+            columns = np.array([_column(work[row], block_size) for row in singles], np.int32)
+            self._columns[:, starts[singles]] = columns.T
         token_ids, positions, rope_lengths, slots = self._columns
         for row, part in enumerate(work):
             sequence, end = part.sequence, part.start + part.length
-            span = slice(starts[row], starts[row + 1])
-            place = np.arange(part.start, end, dtype=np.int32)
-            blocks = np.array(sequence.blocks[: -(-end // block_size)], np.int32)
-            token_ids[span] = sequence.token_ids[part.start : end]
-            positions[span] = place
-            rope_lengths[span] = np.maximum(sequence.prompt_length, place + 1)
-            slots[span] = blocks[place // block_size] * block_size + place % block_size
-            self._context_lengths[row] = end
-            self._block_tables[row, : len(blocks)] = blocks
-        self._rows[:] = list(_logit_rows(work))
+            needed = -(-end // block_size)
+            blocks = self._block_tables[row, :needed]
+            blocks[:] = sequence.blocks[:needed]
+            if part.length > 1:
+                span = slice(starts[row], starts[row + 1])
+                position = np.arange(part.start, end, dtype=np.int32)
+                place, offset = np.divmod(position, block_size)
+                token_ids[span] = sequence.token_ids[part.start : end]
+                positions[span] = position
+                rope_lengths[span] = np.maximum(position + 1, sequence.prompt_length)
+                slots[span] = blocks[place] * block_size + offset
+
+
+def _column(part: Work, block_size: int) -> tuple[int, int, int, int]:
+    """Token id, position, rotary length and slot of a part of one token."""
+    sequence, position = part.sequence, part.start
+    slot = sequence.blocks[position // block_size] * block_size + position % block_size
+    return sequence.token_ids[position], position, max(sequence.prompt_length, position + 1), slot
 
 
 def _logit_rows(work: Items[Work]) -> Iterable[int]:
