@@ -16,9 +16,9 @@ class OwnBlocks(Scheduler):
     """
 
     def _admit(self, sequence: Sequence, plan: Plan) -> bool:
-        length = len(sequence.token_ids)
-        if self.pool.available < 2 * self._blocks_for(length) or not super()._admit(sequence, plan):
+        blocks = -(-len(sequence.token_ids) // self.pool.block_size)
+        if self.pool.available < 2 * blocks or not super()._admit(sequence, plan):
             return False
-        for place in range(sequence.published):
+        for place in range(sequence.dropped, sequence.published):
             self._copy_on_write(sequence, place, plan)
         return True
