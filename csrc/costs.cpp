@@ -103,21 +103,35 @@ struct Visible {
     std::uint64_t pairs = 0;
 };
 
+/// What a sequence's first `length` queries see of each other, themselves included, looking back.
+std::uint64_t pairs_back(std::uint64_t length, std::uint64_t window) {
+    const std::uint64_t growing = std::min(length, window);
+    return growing * (growing + 1) / 2 + (length - growing) * window;
+}
+
+/// Elements i and i + 1 of the starts of sequences: how many lie between.
+std::int64_t between(const Tensor& starts, std::int64_t i) {
+    const auto* values = starts.data<const std::int32_t>();
+    return std::max<std::int64_t>(0, std::int64_t{values[i + 1]} - values[i]);
+}
+
+bool readable(const Tensor& tensor) {
+    return tensor.device().type == DeviceType::cpu && tensor.storage()->data() != nullptr;
+}
+
 Visible visible(const Attention& op) {
     Visible total;
     const Tensor& starts = op.query_starts;
     const Tensor& contexts = op.context_lengths;
-    if (starts.device().type != DeviceType::cpu || starts.storage()->data() == nullptr) return total;
+    if (!readable(starts)) return total;
     for (std::int64_t sequence = 0; sequence < contexts.size(0); ++sequence) {
-        const std::int64_t queries =
-            starts.data<const std::int32_t>()[sequence + 1] - starts.data<const std::int32_t>()[sequence];
+        const std::int64_t queries = between(starts, sequence);
         const std::int64_t context = contexts.data<const std::int32_t>()[sequence];
         if (queries <= 0 || context < queries) continue;
         const std::int64_t window = op.window > 0 ? op.window : context;
         total.keys += static_cast<std::uint64_t>(std::min(context, queries + window - 1));
-        for (std::int64_t seen = context - queries + 1; seen <= context; ++seen) {
-            total.pairs += static_cast<std::uint64_t>(std::min(seen, window));
-        }
+        const auto before = static_cast<std::uint64_t>(context - queries), reach = static_cast<std::uint64_t>(window);
+        total.pairs += pairs_back(static_cast<std::uint64_t>(context), reach) - pairs_back(before, reach);
     }
     return total;
 }
@@ -133,15 +147,11 @@ Cost cost(const Attention& op) {
 /// Every query meets the keys of its sequence that its window lets it see.
 Cost cost(const EncoderAttention& op) {
     std::uint64_t pairs = 0;
-    if (op.starts.device().type == DeviceType::cpu && op.starts.storage()->data() != nullptr) {
-        const auto* starts = op.starts.data<const std::int32_t>();
+    if (readable(op.starts)) {
         for (std::int64_t s = 0; s + 1 < op.starts.size(0); ++s) {
-            const std::int64_t length = std::max(0, starts[s + 1] - starts[s]);
-            for (std::int64_t i = 0; i < length; ++i) {
-                const std::int64_t first = op.window > 0 ? std::max<std::int64_t>(0, i - op.window) : 0;
-                const std::int64_t last = op.window > 0 ? std::min(length - 1, i + op.window) : length - 1;
-                pairs += static_cast<std::uint64_t>(last - first + 1);
-            }
+            const auto length = static_cast<std::uint64_t>(between(op.starts, s));
+            const std::uint64_t reach = op.window > 0 ? static_cast<std::uint64_t>(op.window) + 1 : length;
+            pairs += 2 * pairs_back(length, reach) - length;  // back and ahead; each meets itself once
         }
     }
     return {bytes_of_all(op), 4 * pairs * extent(op.q, 1) * extent(op.q, 2)};

@@ -381,6 +381,34 @@ TEST_F(Recordings, CountBytesAndOperations) {
     EXPECT_EQ(attended.operations, 4U * (12 + 3) * 4 * 8);
 }
 
+TEST_F(Recordings, CountWhatEncodersAndExpertsCost) {
+    const Tensor x = normal({6, 8}, 1), q = normal({6, 2, 4}, 2), ones = normal({8}, 3);
+    const Weight weight = Weight::dense(normal({5, 8}, 4, DType::bf16));
+    const std::vector<std::vector<Weight>> experts(9, {weight, weight});
+    Recording recording(backend_);
+    recording.open();
+    encoder_attention(q, q, q, integers({0, 5, 6}), {});
+    encoder_attention(q, q, q, integers({0, 5, 6}), {1.0F, 1});
+    layer_norm(x, ones, ones, 0.0F, normal({6, 8}, 5));
+    pool(x, integers({0, 2, 6}), Pooling::mean);
+    linear(x, {weight}, {}, {.scale = 2.0F, .soft_cap = 3.0F});
+    const Routes routes = route(normal({6, 9}, 6), 2);
+    expert_linear(x, experts, routes.experts, Activation::silu);
+    recording.close();
+    const auto check = [&](std::size_t i, std::uint64_t bytes, std::uint64_t operations) {
+        EXPECT_EQ(cost_of(recording.ops()[i]).bytes, bytes) << recording.ops()[i];
+        EXPECT_EQ(cost_of(recording.ops()[i]).operations, operations) << recording.ops()[i];
+    };
+    check(0, 4U * (4 * 48 + 3), 4U * (25 + 1) * 8);
+    check(1, 4U * (4 * 48 + 3), 4U * (2 + 3 + 3 + 3 + 2 + 1) * 8);
+    check(2, 4U * (3 * 48 + 2 * 8), 7U * 48);
+    check(3, 4U * (48 + 3 + 2 * 8), 48U);
+    check(4, 4U * (48 + 30) + 2U * 40, 2U * 6 * 40 + 4U * 30);
+    check(5, 4U * (54 + 2 * 12), 3U * 54);
+    // All nine of the experts can be in use, of two matrices each.
+    check(6, 4U * (48 + 12 + 12 * 5) + 9U * 2 * 2 * 40, 2U * 12 * 2 * 40 + 5U * 60);
+}
+
 TEST_F(Recordings, CheckIndicesBeforeEachRun) {
     const Decoder decoder;
     Recording recording(backend_);
