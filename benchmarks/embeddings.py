@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -82,13 +81,13 @@ def main() -> None:
     machine = describe_machine(arguments.threads)
     print(f"{machine['processor']}, {arguments.threads} threads; {machine['backend']}")
     print(f"{len(texts)} texts of {arguments.shortest} to {arguments.longest} tokens, {tokens} in all", flush=True)
-    arguments.cache = cache_folder()
-    arguments.cache.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
     processes: dict[str, Process] = {}
     vectors: dict[str, np.ndarray] = {}
     with (
         Ceiling(_C.cpu_architectures()[0], arguments.threads) as limits,
-        (arguments.cache / "contestants.log").open("w") as log,
+        (cache / "contestants.log").open("w") as log,
         tempfile.TemporaryDirectory() as folder,
     ):
         try:
@@ -142,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

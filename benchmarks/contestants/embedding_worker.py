@@ -100,7 +100,7 @@ def exported(folder: Path) -> Path:
     from checkpoints import cache_folder, made_once
     from transformers import AutoModel
 
-    class Sentence(torch.nn.Module):
+    class Sentence(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
