@@ -224,15 +224,18 @@ def test_the_context_can_be_filled(model: Model) -> None:
 def test_recordings_hold_no_more_than_allowed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     items = requests(max_tokens=12)
     expected = tokens(run(engine(model), items))
-    for bound in ("KEPT_DECODE_BYTES", "KEPT_MIXED_BYTES", "MOST_KEPT"):
+    for bound, decodes, mixed in (
+        ("KEPT_DECODE_BYTES", 0, 24),
+        ("KEPT_MIXED_BYTES", 64, 0),
+        ("MOST_DECODES", 1, 24),
+        ("MOST_MIXED", 64, 1),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(runner, bound, 1)
             made = engine(model)
             assert tokens(run(made, items, stagger=1)) == expected
-            kept = made._runner
-            most = {"KEPT_DECODE_BYTES": (0, 64), "KEPT_MIXED_BYTES": (64, 0), "MOST_KEPT": (1, 1)}[bound]
-            assert len(kept._decodes) <= most[0]  # type: ignore[attr-defined]
-            assert len(kept._mixed) <= most[1]  # type: ignore[attr-defined]
+            assert len(made._runner._decodes) <= decodes  # type: ignore[attr-defined]
+            assert len(made._runner._mixed) <= mixed  # type: ignore[attr-defined]
 
 
 def test_a_recording_of_a_shape_is_used_again(model: Model) -> None:

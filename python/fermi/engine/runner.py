@@ -22,8 +22,9 @@ Logits = npt.NDArray[np.float32]
 #: and those of other shapes. What is larger is described anew for each step.
 KEPT_DECODE_BYTES = 2**28
 KEPT_MIXED_BYTES = 2**25
-#: Recordings of each kind; one takes about 2 KiB for each of its ops.
-MOST_KEPT = 64
+#: How many: one takes about 2 KiB for each of its ops.
+MOST_DECODES = 64
+MOST_MIXED = 24
 
 #: Tokens, sequences, rows of logits, columns of the block tables.
 Shape = tuple[int, int, int, int]
@@ -45,10 +46,11 @@ class Compiled:
 
 
 class Kept:
-    """Recordings by shape. Those used longest ago go when all hold more than ``most_bytes`` together."""
+    """Recordings by shape. Those used longest ago go when they are more than ``most``, or hold more bytes together."""
 
-    def __init__(self, make: Callable[[Shape], Compiled], most_bytes: int) -> None:
+    def __init__(self, make: Callable[[Shape], Compiled], most: int, most_bytes: int) -> None:
         self._make = make
+        self._most = most
         self._most_bytes = most_bytes
         self._made: OrderedDict[Shape, Compiled] = OrderedDict()
 
@@ -60,7 +62,7 @@ class Kept:
         found = self._made.pop(shape, None) or self._make(shape)
         self._made[shape] = found
         held = sum(each.step.workspace_bytes for each in self._made.values())
-        while held > self._most_bytes or len(self._made) > MOST_KEPT:
+        while held > self._most_bytes or len(self._made) > self._most:
             _, dropped = self._made.popitem(last=False)
             held -= dropped.step.workspace_bytes
         return found
@@ -78,8 +80,8 @@ class Runner:
         self._kv = kv
         self._batch_invariant = batch_invariant
         self._drawing = Drawing(model.vocab_size, model.backend.threads)
-        self._decodes = Kept(self._make_decode, KEPT_DECODE_BYTES)
-        self._mixed = Kept(self._make_mixed, KEPT_MIXED_BYTES)
+        self._decodes = Kept(self._make_decode, MOST_DECODES, KEPT_DECODE_BYTES)
+        self._mixed = Kept(self._make_mixed, MOST_MIXED, KEPT_MIXED_BYTES)
 
     def run(self, plan: Plan) -> StepOutput:
         """Computes a plan and draws its tokens."""
