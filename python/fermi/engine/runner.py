@@ -59,12 +59,17 @@ class Kept:
 
     def get(self, shape: Shape) -> Compiled:
         """The recording of a shape, made if there is none."""
-        found = self._made.pop(shape, None) or self._make(shape)
-        self._made[shape] = found
-        held = sum(each.step.workspace_bytes for each in self._made.values())
-        while held > self._most_bytes or len(self._made) > self._most:
-            _, dropped = self._made.popitem(last=False)
-            held -= dropped.step.workspace_bytes
+        made = self._made
+        if shape in made:
+            made.move_to_end(shape)
+            return made[shape]
+        found = self._make(shape)
+        if found.step.workspace_bytes <= self._most_bytes:
+            made[shape] = found
+            held = sum(each.step.workspace_bytes for each in made.values())
+            while held > self._most_bytes or len(made) > self._most:
+                _, dropped = made.popitem(last=False)
+                held -= dropped.step.workspace_bytes
         return found
 
 
