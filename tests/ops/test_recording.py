@@ -30,16 +30,26 @@ def weights() -> tuple[_C.Weight, _C.Weight]:
     return _C.Weight(normal(32, 16, seed=1)), _C.Weight(normal(16, 32, seed=2))
 
 
-def test_a_recording_equals_eager(cpu: _C.Backend, weights: tuple[_C.Weight, _C.Weight]) -> None:
-    x = normal(5, 16)
+@pytest.mark.parametrize(
+    ("tokens", "inner"), [(5, 32), (1, 1500), (300, 1500)], ids=["on one thread", "by its bytes", "by its operations"]
+)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_recording_equals_eager(tokens: int, inner: int, threads: int) -> None:
+    """What costs little runs on the calling thread alone, what moves or does more on all."""
+    cpu = _C.open_backend("cpu", threads=threads)
+    width = 16 if inner == 32 else 512
+    weights = [_C.Weight(normal(inner, width, seed=1)), _C.Weight(normal(width, inner, seed=2))]
+    x = normal(tokens, width)
     with _C.record(cpu) as step:
-        y = perceptron(x, *weights)
+        y = perceptron(perceptron(x, *weights), *weights)
+    assert (sum(cost.bytes for cost in step.costs) > 5 << 20) == (inner > 32)
+    assert (sum(cost.operations for cost in step.costs) > 12e6) == (tokens == 300)
     step.compile()
     for seed in range(3):
-        x.numpy()[:] = normal(5, 16, seed=seed).numpy()
+        x.numpy()[:] = normal(tokens, width, seed=seed).numpy()
         step.run()
         with cpu:
-            np.testing.assert_array_equal(y.numpy(), perceptron(x, *weights).numpy())
+            np.testing.assert_array_equal(y.numpy(), perceptron(perceptron(x, *weights), *weights).numpy())
 
 
 def test_it_prints_and_counts(cpu: _C.Backend, weights: tuple[_C.Weight, _C.Weight]) -> None:
