@@ -46,12 +46,12 @@ def test_the_folder_holds_what_packing_at_load_gives(untied: Path, recipe: Recip
     at_load = load_model(untied, backend=backend, transform=Packer(recipe, backend=backend))
     dense = load_model(untied, backend=backend)
     pairs = [
-        (there.head, at_load.head, dense.head),
+        (there.head.weight, at_load.head.weight, dense.head.weight),
         (there.embedding.table, at_load.embedding.table, dense.embedding.table),
         *zip(
-            there.blocks[1].mlp.gate_up.weights,
-            at_load.blocks[1].mlp.gate_up.weights,
-            dense.blocks[1].mlp.gate_up.weights,
+            there.blocks[1].mlp.up.weights,
+            at_load.blocks[1].mlp.up.weights,
+            dense.blocks[1].mlp.up.weights,
             strict=True,
         ),
         (
@@ -75,7 +75,7 @@ def test_roles(untied: Path, recipe: Recipe, backend: _C.Backend) -> None:
     folder = quantized(untied, recipe, backend)
     model = load_model(folder, backend=backend)
     embeddings = recipe.embeddings or recipe.head
-    assert model.head.format == ("dense" if recipe.head == "keep" else recipe.head)
+    assert model.head.weight.format == ("dense" if recipe.head == "keep" else recipe.head)
     assert model.embedding.table.format == ("dense" if embeddings == "keep" else embeddings)
     assert {weight.format for weight in model.blocks[0].attention.qkv.weights} == {recipe.format}
     config = json.loads((folder / "config.json").read_text())
@@ -88,7 +88,7 @@ def test_roles(untied: Path, recipe: Recipe, backend: _C.Backend) -> None:
 def test_a_tied_table_stays_one(tied: Path, backend: _C.Backend) -> None:
     folder = quantized(tied, Recipe(format="int4"), backend)
     model = load_model(folder, backend=backend)
-    assert model.head.data.address == model.embedding.table.data.address
+    assert model.head.weight.data.address == model.embedding.table.data.address
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is True
 
 
@@ -97,11 +97,11 @@ def test_a_tied_table_is_parted_where_it_must(tied: Path, head: str, embeddings:
     recipe = Recipe(format="int4", head=head, embeddings=embeddings)  # type: ignore[arg-type]
     folder = quantized(tied, recipe, backend)
     model, dense = load_model(folder, backend=backend), load_model(tied, backend=backend)
-    assert model.head.format == ("dense" if head == "keep" else head)
+    assert model.head.weight.format == ("dense" if head == "keep" else head)
     assert model.embedding.table.format == ("dense" if embeddings == "keep" else embeddings)
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
-    for weight in (model.head, model.embedding.table):
-        assert np.abs(dequantized(weight) - dense.head.data.float32()).max() < 0.1
+    for weight in (model.head.weight, model.embedding.table):
+        assert np.abs(dequantized(weight) - dense.head.weight.data.float32()).max() < 0.1
 
 
 def test_nothing_is_copied(untied: Path, backend: _C.Backend) -> None:
@@ -115,7 +115,7 @@ def test_nothing_is_copied(untied: Path, backend: _C.Backend) -> None:
         if line.endswith(file)
     ]
     assert spans
-    weights = [model.head, model.embedding.table, *model.blocks[0].attention.qkv.weights]
+    weights = [model.head.weight, model.embedding.table, *model.blocks[0].attention.qkv.weights]
     for weight in weights:
         for part in (weight.data, weight.scales, weight.zeros):
             if part is not None:
@@ -283,7 +283,7 @@ def test_parts_that_do_not_fit_are_named(untied: Path, tmp_path: Path, backend: 
 def test_dtype_converts_what_is_not_packed(untied: Path, backend: _C.Backend) -> None:
     folder = quantized(untied, Recipe(format="int4", head="keep", embeddings="int8"), backend)
     model = load_model(folder, backend=backend, dtype="bf16")
-    assert (model.head.data.dtype, model.norm.weight.dtype, model.dtype) == ("bf16", "bf16", "bf16")
+    assert (model.head.weight.data.dtype, model.norm.weight.dtype, model.dtype) == ("bf16", "bf16", "bf16")
     assert model.kv_spec.dtype == "bf16"
     assert model.blocks[0].mlp.down.weights[0].format == "int4"
 
