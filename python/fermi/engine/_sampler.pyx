@@ -29,7 +29,7 @@ cdef enum:
     NEAR = 6  # logits over temperature: where most nuclei end
     NO_TOKEN = 0xFFFFFFFF  # comes after every token of its logit
     TRIALS = 64  # draws, until one is in the nucleus
-    ROWS_PER_THREAD = 4  # fewer are done before another thread has started
+    LOGITS_PER_THREAD = 500000  # fewer are looked at before another thread has started
 
 
 def philox(uint64_t seed, uint64_t stream, uint64_t index):
@@ -357,7 +357,7 @@ cdef class Sampler:
 
     cdef int prepare(self, Py_ssize_t count):
         """How many threads share so many rows, with memory for each."""
-        cdef int lanes = max(1, min(self.threads, count // ROWS_PER_THREAD))
+        cdef int lanes = max(1, min(self.threads, count * self.vocab // LOGITS_PER_THREAD))
         cdef size_t lane
         for lane in range(self.scratch.size(), lanes):
             self.scratch.resize(lane + 1)
