@@ -204,8 +204,9 @@ def test_a_decoder_is_asked_yes_or_no() -> None:
 
 def test_a_decoder_is_asked_by_its_own_template() -> None:
     source = (
-        "{% for m in messages %}{% if m.role == 'system' %}<{{ m.content }}>{% elif m.role == 'query' %}Q: {{ m.content }}"
-        '{% elif m.role == "document" %} D: {{ m.content }}{% endif %}{% endfor %} relevant?'
+        "{% for message in messages %}{% if message.role == 'system' %}<{{ message.content }}>"
+        "{% elif message.role == 'query' %}Q: {{ message.content }}"
+        "{% elif message.role == 'document' %} D: {{ message.content }}{% endif %}{% endfor %} relevant?"
     )
     template = ChatTemplate(source)
     assert TemplateFormat.fits(template)
