@@ -244,6 +244,7 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_wanted_of_a_sentence_model() -> None:
     files = ["modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    files += ["config_sentence_transformers.json", "sentence_bert_config.json", "sentence_xlm-roberta_config.json"]
     assert hub.wanted([*files, "model.safetensors", "onnx/model.safetensors", "openvino/x.xml"]) == sorted(
         [*files, "model.safetensors"]
     )

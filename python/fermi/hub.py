@@ -23,7 +23,7 @@ _NEEDED = re.compile(
     r"config\.json|generation_config\.json|chat_template\.(jinja|json)|additional_chat_templates/[^/]+\.jinja"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|tokenizer\.model"
     r"|vocab\.(json|txt)|merges\.txt"
-    r"|modules\.json|config_sentence_transformers\.json|sentence_bert_config\.json|\d+_\w+/config\.json"
+    r"|modules\.json|config_sentence_transformers\.json|sentence_[a-z-]+_config\.json|\d+_\w+/config\.json"
 )
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
