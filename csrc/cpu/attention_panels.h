@@ -22,7 +22,8 @@ inline constexpr int panel_tile = 384;                     // rows of a tile, at
 inline constexpr int panel_rows = tile_rows >= 3 ? 6 : 2;  // of them, those that are in registers at a time
 inline constexpr int panel_vectors = Vec::width == 8 ? 2 : 4;  // and what of a panel is there beside them
 inline constexpr int panel_keys = panel_vectors * Vec::width;  // positions, or elements of a head, of a panel
-inline constexpr int pass_rows = 48;                           // rows whose scores exist at the same time
+inline constexpr float slack = 8.0F;  // by which scores may exceed a bound before sums are scaled down to a new one
+inline constexpr int pass_rows = 48;  // rows whose scores exist at the same time
 static_assert(block_keys % panel_keys == 0 && panel_tile % pass_rows == 0 && pass_rows % panel_rows == 0);
 
 /// How a panel is multiplied: f32, whatever keys and values are.
@@ -320,8 +321,9 @@ class Panels {
         }
     }
 
-    /// Turns the scores of `count` rows into weights e^(score - maximum), raises the maxima and scales the sums down to
-    /// them. Rows: `row` of the sums, r of the pass.
+    /// Turns the scores of `count` rows into weights e^(score - maximum). A row's maximum is raised, and its sums are
+    /// scaled down to it, only where a score exceeds it by so much that this cannot wait. Rows: `row` of the sums, r of
+    /// the pass.
     template <class Adjust>
     void soften(const Sums& sums, int row, int r, int count, const Part& part, const Part* seen, const Adjust& adjust,
                 const float* value_scales) const {
@@ -338,7 +340,7 @@ class Panels {
                 highest = maximum(highest, maximum(load(scores + j), load(scores + j + Vec::width)));
             }
             const float before = sums.maximum[row + m];
-            const float raised = std::max(before, largest(highest));
+            const float most = largest(highest), raised = most > before + slack ? most : before;
             // No key seen yet: any finite bound makes all weights zero.
             bounds[m] = raised == minus_infinity ? 0.0F : raised;
             scales[m] = before - bounds[m];
