@@ -176,6 +176,27 @@ def test_norms_each_head_before_it_turns(
     np.testing.assert_array_equal(k.tensor.float32(), k.values)
 
 
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 16), (3, 16), (4, 6)])
+def test_heads_that_lie_between_each_other(
+    backend: _C.Backend, generator: np.random.Generator, heads: int, head_dim: int
+) -> None:
+    """Query, key and value of the first head, then those of the second: as if each stood apart."""
+    together, angles = normal(generator, 5, heads, 3 * head_dim), normal(generator, 5, head_dim).tensor
+    apart = [operand(part).tensor for part in np.split(together.values.copy(), 3, axis=-1)]
+    caches = [[zeros(1, heads, 5, head_dim) for _ in range(2)] for _ in range(2)]
+    views = together.tensor.split([head_dim] * 3)
+    for (q, k, v), cache in zip((views, apart), caches, strict=True):
+        _C.rope_append(q, k, v, angles, indices(range(5)), *cache)
+    assert same_bits(views[0], apart[0])
+    for one, other in zip(*caches, strict=True):
+        assert same_bits(one, other)
+    np.testing.assert_array_equal(views[1].float32(), apart[1].float32())
+
+    shifted = together.tensor.narrow(2, head_dim - 1, head_dim)
+    with pytest.raises(ValueError, match="q and k share memory"):
+        _C.rope_append(views[0], shifted, views[2], angles, indices(range(5)), *caches[0])
+
+
 @pytest.mark.parametrize("norms", [False, True], ids=["plain", "norms"])
 @pytest.mark.parametrize(("head_dim", "half"), [(64, 32), (20, 5), (3, 1)])
 def test_appends_integers_with_their_scales(
