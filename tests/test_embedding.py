@@ -14,7 +14,7 @@ import sentence_transformers
 from fermi import LLM, EmbeddingOutput
 from fermi.cli import main
 from fermi.errors import ContextLengthError, RequestError
-from tiny_embedders import TEXTS, save_cross_encoder, save_decoder, save_embedder
+from tiny_embedders import TEXTS, save_answering_reranker, save_cross_encoder, save_decoder, save_embedder
 
 Reference = tuple[LLM, sentence_transformers.SentenceTransformer]
 PROMPTS = {"prompts": {"query": "query: ", "document": "words: "}}
@@ -190,6 +190,17 @@ def test_a_decoder_can_be_told_to_embed_or_to_score(tmp_path: Path) -> None:
     found = vectors(embedder.embed(TEXTS, use_tqdm=False))
     assert found.shape == (len(TEXTS), 32)
     assert np.isfinite(found).all()
+    scores = LLM(tmp_path, threads=1, task="score").score(TEXTS[0], TEXTS, use_tqdm=False)
+    assert ((scores > 0) & (scores < 1)).all()
+    assert len(set(scores.tolist())) > 1
+
+
+def test_a_reranker_that_answers_yes_or_no(tmp_path: Path) -> None:
+    reference = save_answering_reranker(tmp_path)
+    llm = LLM(tmp_path / "model", threads=2)
+    pairs = [(query, document) for query in TEXTS for document in TEXTS]
+    found = llm.score([query for query, _ in pairs], [document for _, document in pairs], use_tqdm=False)
+    np.testing.assert_allclose(found, reference.predict(pairs), atol=1e-5)
 
 
 def test_the_command_line_prints_a_line_for_each_text(

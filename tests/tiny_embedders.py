@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import sentence_transformers
+import tokenizers
 import torch
 import transformers
 from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from models.tiny_encoders import ENCODER_VARIANTS
@@ -72,11 +75,30 @@ def save_cross_encoder(
     return sentence_transformers.CrossEncoder(str(folder), device="cpu")
 
 
+#: Of a reranker that answers yes or no.
+PAIR_TEMPLATE = """\
+{%- for message in messages %}
+    {%- if message.role == 'query' %}<Query>: {{ message.content }}
+    {%- elif message.role == 'document' %} <Document>: {{ message.content }}{% endif %}
+{%- endfor %}
+ answer:"""
+
+
 def save_decoder(folder: Path) -> None:
-    """A decoder with random weights, a tokenizer with yes and no, and nothing that says that it embeds."""
+    """A decoder with random weights, a tokenizer with yes and no, and nothing that says that it embeds or scores."""
     torch.manual_seed(0)
+    specification = json.loads(BACKENDS["roberta"].to_str())
+    vocabulary = specification["model"]["vocab"]
+    vocabulary |= {"yes": len(vocabulary), "no": len(vocabulary) + 1}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(specification)),
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
+        **SPECIAL["roberta"],
+    )
+    tokenizer.save_pretrained(folder)
     config = transformers.Qwen3Config(
-        vocab_size=BACKENDS["roberta"].get_vocab_size(),
+        vocab_size=len(vocabulary),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -88,4 +110,15 @@ def save_decoder(folder: Path) -> None:
         eos_token_id=2,
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
-    save_tokenizer("roberta", folder, 512)
+
+
+def save_answering_reranker(folder: Path) -> sentence_transformers.CrossEncoder:
+    """A decoder that sentence-transformers reranks by, in ``folder / "model"``; its reference."""
+    save_decoder(folder / "decoder")
+    (folder / "decoder" / "chat_template.jinja").write_text(PAIR_TEMPLATE)
+    vocabulary = json.loads((folder / "decoder" / "tokenizer.json").read_text())["model"]["vocab"]
+    decoder = Transformer(str(folder / "decoder"), transformer_task="text-generation")
+    answers = LogitScore(vocabulary["yes"], vocabulary["no"])
+    model = sentence_transformers.CrossEncoder(modules=[decoder, answers], device="cpu")
+    model.save(str(folder / "model"))
+    return model

@@ -216,7 +216,9 @@ def test_a_decoder_is_asked_by_its_own_template() -> None:
     assert whole.after == " relevant?"
     sentences = Sentences(tokenizer, Prompts(), max_length=100, pair_format=whole)
     [pair] = sentences.encode_pairs([("a fox?", "An animal relevant?")])
-    assert tokenizer.decode(pair.token_ids) == "<judge>Q: a fox? D: An animal relevant? relevant?"
+    assert pair.token_ids == tokenizer.encode(
+        "<judge>Q: a fox? D: An animal relevant? relevant?", add_special_tokens=False
+    )
     [cut] = sentences.encode_pairs([("a fox?", "An animal")], max_length=20)
     assert len(cut.token_ids) == 20
     assert tokenizer.decode(cut.token_ids).endswith(" relevant?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -187,9 +188,14 @@ class Sentences:
 
     def _formatted(self, pairs: Sequence[tuple[str, str]], pair_format: PairFormat, limit: int | None) -> list[Encoded]:
         befores = [pair_format.before(*pair) for pair in pairs]
-        after, *encoded = self.tokenizer.encode_batch([pair_format.after, *befores], add_special_tokens=False)
-        room = None if limit is None else max(0, limit - len(after))
-        return [Encoded([*before[:room], *after], None) for before in encoded]
+        encode = partial(self.tokenizer.encode_batch, add_special_tokens=False)
+        encoded = encode([before + pair_format.after for before in befores])
+        if limit is not None:
+            for place, token_ids in enumerate(encoded):
+                if len(token_ids) > limit:
+                    before, after = encode([befores[place], pair_format.after])
+                    encoded[place] = [*before[: max(0, limit - len(after))], *after]
+        return [Encoded(token_ids, None) for token_ids in encoded]
 
     def _refuse(self, length: int, place: int, param: str) -> None:
         raise ContextLengthError(
