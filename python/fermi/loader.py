@@ -168,7 +168,7 @@ def quantize(
     """Writes a model packed to a new folder (see `quantize_folder`).
 
     ``calibration``: a text as the model will see; AUTO: one that the model makes up; NONE: no text; None: AUTO where
-    the format is int4 and the model so small that this is a matter of seconds, else NONE.
+    the format is int4, the model so small that this is a matter of seconds, and its blocks made for it, else NONE.
     Raises ConfigError, HubError or CheckpointError.
     """
     start = time.monotonic()
