@@ -16,7 +16,7 @@ from fermi.models.fields import Fields
 from fermi.models.random_tensors import RandomTensors
 from fermi.models.weights import Weights
 
-__all__ = ["SHAPES", "cache_folder", "checkpoint", "made_once", "write_checkpoint"]
+__all__ = ["MIXTURES", "SHAPES", "cache_folder", "checkpoint", "made_once", "write_checkpoint"]
 
 COMMON: Mapping[str, object] = {"hidden_act": "silu", "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
 SHAPES: Mapping[str, Mapping[str, object]] = {
@@ -49,6 +49,29 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
         "max_position_embeddings": 40960,
+    },
+}
+
+#: Of no known model: a mixture that is measured in seconds.
+MIXTURES: Mapping[str, Mapping[str, object]] = {
+    "mixture-0.9b": {
+        **COMMON,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "moe_intermediate_size": 512,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
+        "norm_topk_prob": True,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": 32000,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 4096,
     },
 }
 

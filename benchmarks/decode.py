@@ -1,7 +1,7 @@
 """A whole model of random weights through the engine, as ``fermi bench`` measures one of a checkpoint.
 
-python benchmarks/decode.py [--model llama-1b,qwen3-0.6b] [--prompt 512] [--context 0,1024] [--batch 1] [--repeats 5]
-                            [--dtype bf16] [--threads 2] [--architecture avx512] [--json FILE]
+python benchmarks/decode.py [--model llama-1b,qwen3-0.6b,mixture-0.9b] [--prompt 512] [--context 0,1024]
+                            [--batch 1] [--repeats 5] [--dtype bf16] [--threads 2] [--architecture avx512] [--json FILE]
 
 Shares are of the read bandwidth and of the arithmetic that the machine reached in the same run. The last column is a
 hash of the tokens drawn: the same for the same model, case and dtype, whatever the number of threads.
@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from checkpoints import SHAPES
+from checkpoints import MIXTURES, SHAPES
 
 from fermi import _C
 from fermi.bench.case import cases
@@ -29,7 +29,7 @@ def numbers(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=",".join(SHAPES), help="comma-separated")
+    parser.add_argument("--model", default=",".join(SHAPES), help=f"comma-separated; also {', '.join(MIXTURES)}")
     parser.add_argument("--prompt", type=numbers, default=[512], help="tokens of prompts, comma-separated")
     parser.add_argument("--context", type=numbers, default=[0, 1024], help="tokens before decoding")
     parser.add_argument("--batch", type=numbers, default=[1], help="sequences that decode together")
@@ -46,7 +46,7 @@ def main() -> None:
     chosen = list(cases(arguments.prompt, arguments.context, arguments.batch))
     with Ceiling(arguments.architecture, arguments.threads) as ceiling:
         for name in arguments.model.split(","):
-            model = random_model(SHAPES[name], backend=backend, dtype=arguments.dtype)
+            model = random_model({**SHAPES, **MIXTURES}[name], backend=backend, dtype=arguments.dtype)
             memory = arguments.kv_cache_memory
             bench = Bench(model, ceiling, chosen, kv_cache_memory=memory, repeats=arguments.repeats)
             print(f"\n{name}\n{HEADER}")
