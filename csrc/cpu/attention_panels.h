@@ -26,6 +26,12 @@ inline constexpr float slack = 8.0F;  // by which scores may exceed a bound befo
 inline constexpr int pass_rows = 48;  // rows whose scores exist at the same time
 static_assert(block_keys % panel_keys == 0 && panel_tile % pass_rows == 0 && pass_rows % panel_rows == 0);
 
+/// In the body of a loop over vectors: GCC does not vectorize it a second time, across its steps, as it would where a
+/// vector is an array of floats.
+FERMI_INLINE void keep_loop() {
+    __asm__ volatile("");
+}
+
 /// How a panel is multiplied: f32, whatever keys and values are.
 struct FloatPanel {
     using X = float;
@@ -304,6 +310,7 @@ class Panels {
         Vec sums[M][N];
         set_zero(sums);
         for (std::int64_t d = 0; d < dim_; d += pair, panel += panel_keys * pair) {
+            keep_loop();
             decltype(Panel::load_panel(panel)) column[N];
 #pragma GCC unroll 8
             for (int n = 0; n < N; ++n) column[n] = Panel::load_panel(panel + n * Vec::width * pair);
@@ -392,6 +399,7 @@ class Panels {
         int j = part.first / pair * pair;
         const X* from = panel + j * (N * Vec::width);
         for (; j < part.last; j += pair, from += step) {
+            keep_loop();
             decltype(Panel::load_panel(from)) row[N];
 #pragma GCC unroll 8
             for (int n = 0; n < N; ++n) row[n] = Panel::load_panel(from + n * Vec::width * pair);
