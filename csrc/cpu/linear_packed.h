@@ -43,7 +43,7 @@ class PackedProduct {
           results_(results) {}
 
     /// The item's outputs begin with a strip.
-    void run() const {
+    void run() {
         std::int64_t strip = item_.outputs.begin / strip_rows;
         const std::int64_t end = (item_.outputs.end + strip_rows - 1) / strip_rows;
         const bool few = item_.tokens.end - item_.tokens.begin <= few_tokens;
@@ -61,7 +61,8 @@ class PackedProduct {
     /// All tokens with `Strips` strips, in tiles of nearly equal size. A single tile reads as fast as memory gives, in
     /// order, which the processor foresees. Of several, the first ask for the strips that come.
     template <int Strips>
-    void tokens(std::int64_t strip) const {
+    void tokens(std::int64_t strip) {
+        read_biases<Strips>(strip);
         const std::int64_t count = item_.tokens.end - item_.tokens.begin;
         const std::int64_t tiles = (count + byte_tile_tokens - 1) / byte_tile_tokens;
         std::int64_t t = item_.tokens.begin;
@@ -72,6 +73,15 @@ class PackedProduct {
             tile_of<byte_tile_tokens, Strips>(next - t, t, strip, ahead);
             t = next;
         }
+    }
+
+    /// Once for all tokens of the outputs of `Strips` strips.
+    template <int Strips>
+    void read_biases(std::int64_t strip) {
+        if (bias_ == nullptr) return;
+        const std::int64_t row = strip * strip_rows;
+        const std::int64_t count = std::min<std::int64_t>(Strips * strip_rows, rows_ - row);
+        for (std::int64_t i = 0; i < count; ++i) biases_[i] = bias_of(bias_, row + i);
     }
 
     /// Dispatches on the number of tokens.
@@ -104,8 +114,12 @@ class PackedProduct {
         for (int n = 0; n < N; ++n) {
             const std::int64_t row = (strip + n / strip_vectors) * strip_rows + n % strip_vectors * Vec::width;
             const Vec scale = grouped ? broadcast(1.0F) : scale_of(strip, 0, n);
+            const Vec bias = load(biases_ + n * Vec::width);
 #pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) write(token + m, row, grouped ? sums[m][n] : sums[m][n] * scale);
+            for (int m = 0; m < M; ++m) {
+                const Vec value = grouped ? sums[m][n] : sums[m][n] * scale;
+                write(token + m, row, bias_ == nullptr ? value : value + bias);
+            }
         }
     }
 
@@ -188,11 +202,6 @@ class PackedProduct {
     void write(std::int64_t token, std::int64_t row, Vec value) const {
         const int count = static_cast<int>(std::min<std::int64_t>(Vec::width, rows_ - row));
         if (count <= 0) return;
-        if (bias_ != nullptr) {
-            float biases[Vec::width] = {};
-            for (int i = 0; i < count; ++i) biases[i] = bias_of(bias_, row + i);
-            value = value + load(biases);
-        }
         float* to = results_.data + (token - item_.tokens.begin) * results_.stride + (row - item_.outputs.begin);
         if (count == Vec::width) {
             store(to, results_.add ? load(to) + value : value);
@@ -212,6 +221,7 @@ class PackedProduct {
     const Tensor* bias_;  // null: none
     Item item_;
     Results results_;
+    float biases_[byte_tile_strips * strip_rows] = {};  // of the outputs at work
 };
 
 }  // namespace fermi::cpu::FERMI_ISA
