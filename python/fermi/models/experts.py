@@ -74,7 +74,8 @@ class Router:
     """Which experts work on a token: those with the largest softmax of its logits."""
 
     def __init__(self, weights: Weights, config: MixtureConfig) -> None:
-        self.matrix = weights.table("gate.weight", config.num_experts, config.hidden_size)
+        # Exact: an input rounded to bf16 would send tokens to other experts where two of them are nearly equal.
+        self.matrix = weights.table("gate.weight", config.num_experts, config.hidden_size, exact=True)
         self.per_token = config.num_experts_per_tok
         self.normalize = config.norm_topk_prob
 

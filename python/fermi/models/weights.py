@@ -177,10 +177,14 @@ class Weights:
         dense = None if tensor is None else _C.Weight(self._copy(tensor.transpose(0, 1), tensor.dtype))
         return self._held(name, dense, rows, columns, role)
 
-    def table(self, name: str, rows: int, columns: int) -> _C.Weight:
-        """[rows, columns] of a small matrix that stays as it is, such as that of learned positions."""
+    def table(self, name: str, rows: int, columns: int, *, exact: bool = False) -> _C.Weight:
+        """[rows, columns] of a small matrix that stays as it is, such as that of learned positions.
+
+        ``exact``: as an f32 copy, so that what it is multiplied with is not rounded on any machine.
+        """
         name = self._prefix + name
-        return self._held(name, self._dense(name, rows, columns), rows, columns, None)
+        weight = self._held(name, self._dense(name, rows, columns), rows, columns, None)
+        return _C.Weight(self._copy(weight.data, "f32")) if exact else weight
 
     def vector(self, name: str, size: int) -> _C.Tensor:
         """[size]."""
