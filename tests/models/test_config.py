@@ -235,6 +235,17 @@ def test_published_configs_of_other_families() -> None:
     assert (rope_of(pythia).context.dimensions, pythia.use_parallel_residual) == (16, True)
 
 
+def test_fields_of_other_versions_are_accepted() -> None:
+    """Where they say the same as those that hold, as published and retrained checkpoints do."""
+    rotary = {"rotary_pct": 0.5, "partial_rotary_factor": 0.5, "rotary_emb_base": 500, "rope_theta": 500.0}
+    pythia = read("gpt_neox", **rotary, num_key_value_heads=4)
+    assert (rope_of(pythia).context.rope_theta, rope_of(pythia).context.dimensions) == (500.0, 8)
+    coder = {"qkv_bias": False, "use_qk_norm": True, "shared_expert_intermediate_size": 0}
+    assert read("qwen3_moe", **coder) == read("qwen3_moe")
+    big_code = {"activation_function": "gelu", "attention_softmax_in_fp32": True, "layer_norm_epsilon": 1e-3}
+    assert read("starcoder2", **big_code) == read("starcoder2")
+
+
 def rope_of(config: DecoderConfig) -> RopeParameters:
     assert config.rope_parameters is not None
     return config.rope_parameters
@@ -320,6 +331,13 @@ def test_unknown_architectures_are_told_what_is_supported() -> None:
         ({"model_type": "gpt_neox"}, "num_key_value_heads"),
         ({"model_type": "gpt_neox", "num_key_value_heads": 4, "head_dim": 32}, "head_dim"),
         ({"model_type": "gpt_neox", "num_key_value_heads": 4, "rope_theta": 500.0}, "rope_theta"),
+        (
+            {"model_type": "gpt_neox", "num_key_value_heads": 4, "rotary_pct": 0.5, "partial_rotary_factor": 0.25},
+            "partial_rotary_factor",
+        ),
+        ({"model_type": "qwen3_moe", "use_qk_norm": False}, "use_qk_norm"),
+        ({"model_type": "qwen3_moe", "shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size"),
+        ({"model_type": "starcoder2", "attention_softmax_in_fp32": False}, "attention_softmax_in_fp32"),
     ],
 )
 def test_unsupported(values: dict[str, Any], field: str) -> None:

@@ -54,6 +54,7 @@ class GPTNeoX(Decoder[GPTNeoXConfig]):
             partial_rotary_factor=0.25,
         )
         expect_plain_heads(fields, common)
+        _expect_one_rope(fields)
         return GPTNeoXConfig(
             **common,
             attention_bias=fields.flag("attention_bias", default=True),
@@ -88,3 +89,10 @@ class GPTNeoX(Decoder[GPTNeoXConfig]):
 
     def make_norm(self, config: GPTNeoXConfig, weights: Weights) -> LayerNorm:
         return LayerNorm(weights, config.hidden_size, config.norm_epsilon)
+
+
+def _expect_one_rope(fields: Fields) -> None:
+    """Refuses rotary fields under two names that say different things: some versions of Transformers wrote both."""
+    for name, older in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+        if name in fields and (older not in fields or fields.number(name) != fields.number(older)):
+            raise fields.unsupported(name, f"does not stand beside the same {older}, which would hold")

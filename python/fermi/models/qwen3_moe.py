@@ -14,6 +14,14 @@ from fermi.models.weights import Weights
 
 __all__ = ["Qwen3Moe", "Qwen3MoeConfig"]
 
+#: Switches that Transformers does not know, as published models have them.
+EXPECTED: dict[str, object] = {
+    "mlp_bias": False,
+    "qkv_bias": False,
+    "use_qk_norm": True,
+    "shared_expert_intermediate_size": 0,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3MoeConfig(MixtureConfig):
@@ -28,7 +36,8 @@ class Qwen3Moe(Decoder[Qwen3MoeConfig]):
 
     @classmethod
     def read_config(cls, fields: Fields) -> Qwen3MoeConfig:
-        fields.expect("mlp_bias", False)
+        for name, value in EXPECTED.items():
+            fields.expect(name, value)
         common = DecoderConfig.common(fields, max_position_embeddings=32768, num_key_value_heads=4)
         window = fields.optional_integer("sliding_window", absent=4096)
         fields.ignore(frozenset({"max_window_layers"}))  # of other models of the family

@@ -12,6 +12,9 @@ from fermi.models.weights import Weights
 
 __all__ = ["Starcoder2", "Starcoder2Config"]
 
+#: Of the model that it grew from: hidden_act and norm_epsilon stand beside them, and hold.
+OLDER = frozenset({"activation_function", "layer_norm_epsilon"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Starcoder2Config(DecoderConfig):
@@ -31,6 +34,8 @@ class Starcoder2(Decoder[Starcoder2Config]):
         fields.expect("mlp_type", "default")
         fields.expect("scale_attention_softmax_in_fp32", True)
         fields.expect("scale_attn_weights", True)
+        fields.expect("attention_softmax_in_fp32", True)
+        fields.ignore(OLDER)
         common = DecoderConfig.common(
             fields.spelled({"rms_norm_eps": "norm_epsilon"}),
             max_position_embeddings=4096,
