@@ -14,8 +14,8 @@ def read_again(path: Path) -> None:
     """Drops a file, or all files of a folder, from the page cache and reads it back.
 
     Pages that a program has just written are small ones; read from the disk, they are as large as the file system makes
-    them. Weights are mapped from these pages, and small ones cost a fifth of the speed: without this, a contestant whose
-    model was converted in this session would be slower than the same one tomorrow.
+    them. Weights are mapped from these pages, and small ones cost a fifth of the speed: without this, a model that was
+    converted just now would be slower than the same one tomorrow.
     """
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if not file.is_file():
