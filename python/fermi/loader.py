@@ -175,6 +175,11 @@ def quantize(
     folder = _resolve(source, settings)
     if os.path.lexists(destination):
         raise ConfigError(f"{destination} exists already")
+    if is_embedding_model(folder):
+        raise ConfigError(
+            f"{source} embeds texts or scores them, and only models that generate are written to a folder: pack it "
+            f"while it loads, by quantization={recipe.format!r}"
+        )
     backend = _open_backend(settings)
     if calibration is None and recipe.format == "int4":
         survey = Survey.of(folder, backend)

@@ -240,6 +240,13 @@ def test_modules_that_are_refused(files: dict[str, Any], problem: str, copy: Pat
         load_embedding_model(copy, backend=backend)
 
 
+def test_a_pooling_without_a_config_is_refused(copy: Path, backend: _C.Backend) -> None:
+    """A copy without its folders would otherwise embed by the mean, whatever its model does."""
+    older_modules(copy, "1_Pooling")
+    with pytest.raises(CheckpointError, match=r"1_Pooling/config\.json: No such file"):
+        load_embedding_model(copy, backend=backend)
+
+
 def test_sequences_that_the_model_cannot_take(bert_folder: Path, backend: _C.Backend) -> None:
     model = load_embedding_model(bert_folder, backend=backend)
     assert model.encode([]).shape == (0, 64)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from fermi import LLM, SamplingParams
 from fermi.cli import main
@@ -17,6 +20,7 @@ from fermi.demo import model_folder
 from fermi.errors import ConfigError
 from fermi.server.loading import load_served
 from server.running import serving
+from tiny_embedders import save_decoder
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -110,6 +114,20 @@ def test_a_quantized_folder_is_not_quantized_otherwise(folder: Path) -> None:
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ConfigError, match="quantization"):
         LLM("demo", quantization="int3")
+
+
+def test_models_that_embed_are_not_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Not even those that are decoders: their pooling stands in folders of its own, and would stay behind."""
+    save_decoder(tmp_path / "decoder")
+    modules = [Transformer(str(tmp_path / "decoder")), Pooling(32, "lasttoken")]
+    embedder = SentenceTransformer(modules=modules, device="cpu")
+    embedder.save(str(tmp_path / "embedder"))
+    config = json.loads((tmp_path / "decoder" / "config.json").read_text())  # as Qwen3-Embedding's
+    (tmp_path / "embedder" / "config.json").write_text(json.dumps(config))
+    arguments = ["--format", "int8", "-o", str(tmp_path / "packed")]
+    assert main(["quantize", str(tmp_path / "embedder"), *arguments]) == 1
+    assert "pack it while it loads, by quantization='int8'" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder", "embedder"]
 
 
 def test_the_command_line_says_what_it_did(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -38,9 +38,10 @@ class Module:
     folder: Path
 
     def fields(self) -> Fields:
-        """Its config.json; no fields where it has none."""
+        """Its config.json; no fields where it has none. Raises CheckpointError for a Pooling without one: it would be
+        taken for the mean."""
         file = self.folder / "config.json"
-        return Fields.from_file(file) if file.is_file() else Fields({}, file)
+        return Fields.from_file(file) if file.is_file() or self.kind == "Pooling" else Fields({}, file)
 
 
 @dataclass(frozen=True)
