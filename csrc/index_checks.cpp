@@ -50,6 +50,7 @@ void IndexChecks::add(Starts starts) {
 }
 
 void IndexChecks::add(const ExpertLinear& op) {
+    if (op.experts.elements() == 0) return;  // of no tokens: views of nothing look alike
     const std::int64_t experts = static_cast<std::int64_t>(op.weights.size()) / op.matrices;
     const auto chosen = std::find_if(chosen_.begin(), chosen_.end(),
                                      [&](const Chosen& each) { return same_view(each.values, op.experts); });

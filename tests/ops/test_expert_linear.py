@@ -289,3 +289,14 @@ def test_refuses_experts_that_were_chosen_among_more(backend: _C.Backend, genera
         _C.record(backend),
     ):
         _C.expert_linear(x, experts, _C.route(logits, 2)[0])
+
+
+def test_no_tokens_choose_among_as_many_experts_as_there_are(
+    backend: _C.Backend, generator: np.random.Generator
+) -> None:
+    x, experts = normal(generator, 0, 8).tensor, draw_experts(generator, "f32", 2, 4, 8, 1).weights
+    with _C.record(backend) as step:  # both choices lie at the same place: nowhere
+        many = _C.expert_linear(x, experts, _C.route(normal(generator, 0, 2).tensor, 1)[0])
+        one = _C.expert_linear(x, experts[:1], _C.route(normal(generator, 0, 1).tensor, 1)[0])
+    step.run()
+    assert many.shape == one.shape == (0, 4)
