@@ -3,7 +3,7 @@
 python benchmarks/peers.py [--quick] [--models llama-1b,qwen3-0.6b] [--formats bf16,int8,int4] [--peers llama.cpp,...]
                            [--cases prefill_512,decode_1024,...] [--threads 2] [--repeats 5] [--json FILE] [--plot FILE]
 
-A model is one of the two names, a config.json, or a folder with one; where the folder has no weights, random ones of
+A model is one of these names, a config.json, or a folder with one; where the folder has no weights, random ones of
 its shape are made. Checkpoints and conversions are made once, in --cache (about 10 GB for a model of a billion).
 Every contestant runs in a process of its own and is idle while another is timed. Around each repetition all threads
 spin and read memory; repetitions during which the machine was not all there are dropped, and medians of the others are
@@ -26,6 +26,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from checkpoints import SHAPES, cache_folder, checkpoint
 from contestants import PEERS
@@ -33,12 +34,15 @@ from contestants.case import CASES, QUICK, Case, parse
 from contestants.contest import Contest
 from contestants.report import HEADER, Row, line, plot
 from contestants.serving import serve
+from contestants.text_contest import peer_rows
 from machine import describe_machine
 
 from fermi import _C
 from fermi.bench.ceiling import Ceiling
 
 FORMATS = ("bf16", "int8", "int4")
+EMBEDDER = "all-minilm-l6-v2"
+"""Has real weights, peers and a case of its own: texts of 20 to 200 tokens to vectors, as benchmarks/embeddings.py."""
 QUICK_SECONDS = 1080.0
 """For measuring, of the 20 minutes of --quick: where the machine is slow, what is left then is left out and named."""
 
@@ -46,7 +50,10 @@ QUICK_SECONDS = 1080.0
 def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--models", "--model", default=",".join(SHAPES), help="comma-separated: names, files or folders"
+        "--models",
+        "--model",
+        default=None,
+        help=f"comma-separated: of {', '.join([*SHAPES, EMBEDDER])}, files or folders",
     )
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}; none for fermi alone")
@@ -59,6 +66,9 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write machine and rows here")
     parser.add_argument("--plot", type=Path, help="default: peers.png in the cache")
     arguments = parser.parse_args()
+    # With cases or peers named, the model that has others is left out unless it is named, too.
+    everything = arguments.cases is None and arguments.peers == ",".join(PEERS)
+    arguments.models = (arguments.models or ",".join([*SHAPES, *([EMBEDDER] if everything else [])])).split(",")
     arguments.peers = [name for name in arguments.peers.split(",") if name and name != "none"]
     arguments.formats = arguments.formats.split(",")
     for given, known, what in ((arguments.peers, PEERS, "peer"), (arguments.formats, FORMATS, "format")):
@@ -98,7 +108,13 @@ def main() -> None:
     with Ceiling(_C.cpu_architectures()[0], arguments.threads) as limits, log_path.open("w") as log:
         machine["read_bytes_per_second"] = max(limits.read() for _ in range(5))
         print(HEADER, flush=True)
-        models = arguments.models.split(",")
+        models = [model for model in arguments.models if model != EMBEDDER]
+        if EMBEDDER in arguments.models:
+            try:
+                rows += embed(arguments, limits, log)
+                write(versions)
+            except ImportError as error:
+                print(f"{EMBEDDER}: without: {error}", flush=True)
         parts = len(models) * len(arguments.formats)
         shares = iter([(part + 1) / parts for part in range(parts)])
         for model in models:
@@ -139,6 +155,22 @@ def main() -> None:
     except ImportError as error:
         print(f"no plot: {error}")
     print(f"{time.monotonic() - start:.0f} s")
+
+
+def embed(arguments: argparse.Namespace, limits: Ceiling, log: IO[str]) -> list[Row]:
+    """The model of embeddings. ImportError where its package is missing."""
+    rows = peer_rows(
+        EMBEDDER,
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+        patience=0.5 if arguments.quick else 3.0,
+        limits=limits,
+        log=log,
+        say=lambda text: print(text, flush=True),
+    )
+    for row in rows:
+        print(line(row), flush=True)
+    return rows
 
 
 def hold(contest: Contest, peers: list[str], cases: list[Case], cache: Path) -> None:
