@@ -135,6 +135,10 @@ def test_wrong_bodies_name_the_field(server: Running, body: dict[str, Any], para
     assert refused(server, model="toy-embedder", **body)["param"].split(".")[0] == param
 
 
+def test_too_many_inputs_are_counted(server: Running) -> None:
+    assert "2049 inputs" in refused(server, model="toy-embedder", input=["a"] * 2049)["message"]
+
+
 def test_2048_inputs(server: Running) -> None:
     texts = [f"{number:05d}"[: 1 + number % 5] for number in range(2048)]
     reply = server.openai().embeddings.create(model="toy-embedder", input=texts)

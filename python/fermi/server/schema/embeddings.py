@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from fermi.server.schema.common import Body, Positive
 
 #: Items of one request, as OpenAI has it.
 MAX_INPUTS = 2048
+
+
+def few_inputs(value: object) -> object:
+    """Looks before the branches of the union do, none of which would know what is wrong with too many inputs."""
+    if isinstance(value, list) and len(value) > MAX_INPUTS and not isinstance(value[0], int):
+        raise ValueError(f"holds {len(value)} inputs, at most {MAX_INPUTS} are taken at once")
+    return value
+
 
 Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
 Tokens = Annotated[list[int], Field(min_length=1)]
@@ -46,7 +54,7 @@ class EmbeddingBody(EncodingBody):
         normalize: bring vectors to length 1 where the model does not.
     """
 
-    input: str | Texts | Tokens | ManyTokens
+    input: Annotated[str | Texts | Tokens | ManyTokens, BeforeValidator(few_inputs)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Positive | None = None
     prompt_name: str | None = None
