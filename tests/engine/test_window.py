@@ -101,8 +101,6 @@ def test_every_logit(model: Model, reference: transformers.PreTrainedModel) -> N
 
 
 def test_less_than_a_window_is_refused(model: Model) -> None:
-    if blocks_of_a_window(model) == 1:
-        pytest.skip("a cache of no blocks cannot be made")
     small = engine(model, blocks_of_a_window(model) - 1)
     with pytest.raises(RequestError, match="maximum context length"):
         small.check(Request(id="r", prompt_token_ids=prompt_of(0), sampling=Sampling()))

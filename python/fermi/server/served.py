@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -61,7 +62,7 @@ class EmbeddingService(Service, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class Served(ABC):
     """A model that is loaded and runs.
 
     Attributes:
@@ -79,14 +80,14 @@ class Served:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    @abstractmethod
     def kind(self) -> str:
         """What it is, for messages."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def endpoints(self) -> tuple[str, ...]:
         """Where it answers."""
-        raise NotImplementedError
 
     def card(self) -> dict[str, Any]:
         """The entry of /v1/models."""
