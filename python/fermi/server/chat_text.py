@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 
 from fermi.server.generation import Piece
@@ -12,13 +13,23 @@ from fermi.text.tool_calls import ToolCall, ToolCallParser
 OPENING = "<think>"
 
 
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """A bit of the ``index``-th tool call: its id and name come with the first, its arguments (JSON text) in pieces."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
 @dataclass(slots=True)
 class ChatDelta:
     """News of one choice as a chat client sees it."""
 
     reasoning: str = ""
     content: str = ""
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[CallDelta, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.reasoning or self.content or self.calls)
@@ -66,14 +77,18 @@ class ChatText:
             delta.content = self._opened() + piece.text
         self._begun = True
         if self._tools is not None:
-            found = self._tools.push(delta.content)
-            delta.content, delta.calls = found
+            delta.content, calls = self._tools.push(delta.content)
             if last:
                 rest_found = self._tools.finish()
                 delta.content += rest_found.content
-                delta.calls += rest_found.calls
-            self.calls += len(delta.calls)
+                calls += rest_found.calls
+            delta.calls = tuple(each for call in calls for each in self._deltas(call))
         return delta
+
+    def _deltas(self, call: ToolCall) -> tuple[CallDelta, CallDelta]:
+        index, self.calls = self.calls, self.calls + 1
+        named = CallDelta(index, f"call_{uuid.uuid4().hex[:24]}", call.name)
+        return named, CallDelta(index, arguments=call.arguments)
 
     def _opened(self) -> str:
         """The tag that the template wrote in the model's place, before the first piece of the reply."""

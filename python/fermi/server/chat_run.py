@@ -1,0 +1,206 @@
+"""One chat request while it runs, in no dialect: what chat completions, responses and messages all render."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fermi.engine.event import TokenLogprobs
+from fermi.errors import RequestError
+from fermi.sampling_params import SamplingParams
+from fermi.server.chat_text import CallDelta, ChatDelta, ChatText
+from fermi.server.generation import Generation, Piece, Usage
+from fermi.server.prompts import Prompt, engine_request, off_loop, room, sampling_params, template_variables
+from fermi.server.schema.chat import ChatBody
+from fermi.server.served import ServedModel
+from fermi.server.state import ServerState
+from fermi.server.thinking import ThinkingPlan
+from fermi.text.messages import normalise_messages
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(slots=True)
+class ChatNews:
+    """News of one choice.
+
+    Attributes:
+        logprobs: of the tokens that the news came with, where they were asked for.
+        finish_reason: stop, length or tool_calls with the last news of the choice.
+    """
+
+    index: int
+    delta: ChatDelta
+    logprobs: list[TokenLogprobs]
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """A tool call as far as it came; ``arguments`` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Answer:
+    """All that one choice has said."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[Call] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, news: ChatNews) -> None:
+        """Take in what came next."""
+        self.reasoning += news.delta.reasoning
+        self.content += news.delta.content
+        for call in news.delta.calls:
+            if call.id is not None:
+                self.calls.append(Call(call.id, call.name or ""))
+            self.calls[call.index].arguments += call.arguments
+        self.logprobs += news.logprobs
+        self.finish_reason = news.finish_reason or self.finish_reason
+
+
+@dataclass(slots=True)
+class ChatRun:
+    """A conversation that the engine continues; ``texts`` has the state of each choice."""
+
+    body: ChatBody
+    served: ServedModel
+    params: SamplingParams
+    plan: ThinkingPlan
+    generation: Generation
+    texts: list[ChatText]
+
+    @property
+    def choices(self) -> range:
+        """The numbers of the choices."""
+        return self.generation.choices
+
+    @property
+    def usage(self) -> Usage:
+        """What it took so far."""
+        return self.generation.usage
+
+    async def news(self) -> AsyncIterator[ChatNews]:
+        """What each choice says, as it comes. Raises as `Generation.pieces`."""
+        async for piece in self.generation.pieces():
+            yield self._told_apart(piece)
+
+    async def answers(self) -> list[Answer]:
+        """What each choice has said, when all is said. Raises as `Generation.pieces`."""
+        answers = [Answer() for _ in self.choices]
+        async for news in self.news():
+            answers[news.index].add(news)
+        return answers
+
+    def _told_apart(self, piece: Piece) -> ChatNews:
+        text = self.texts[piece.index]
+        before = text.reasoning_tokens
+        delta = text.push(piece)
+        self.usage.reasoning_tokens += text.reasoning_tokens - before
+        reason = piece.finish_reason
+        if self.body.parallel_tool_calls is False and delta.calls:
+            delta.calls, delta.content, text.calls = _first_of(delta.calls), "", 1
+            if reason is None:
+                self.generation.end(piece.index)
+                reason = "stop"
+        if reason == "stop" and text.calls:
+            reason = "tool_calls"
+        return ChatNews(piece.index, delta, piece.logprobs, reason)
+
+
+async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
+    """Check everything and submit it. Raises what `fermi.errors` has for a client; ``path``: the endpoint it asked."""
+    served = state.serving(body.model, ServedModel, path)
+    check_honourable(body)
+    settings = state.settings.openai
+    plan = ThinkingPlan.of(body, served, settings)
+    tools = wanted_tools(body)
+    messages = conversation(body, settings.default_system_prompt)
+    prompt = await rendered(body, served, plan, messages, tools)
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    limit = room(served, prompt, asked, default=served.defaults.max_tokens, param="messages", field=name)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = sampling_params(body, served, max_tokens=limit, logprobs=logprobs)
+    submitted = engine_request(served, body, prompt, params, settings.timeout_ms)
+    generation = Generation(served, [submitted], params, continues=bool(body.continue_final_message))
+    texts = [ChatText(plan, prompt.text or "", bool(tools)) for _ in generation.choices]
+    return ChatRun(body, served, params, plan, generation, texts)
+
+
+async def rendered(
+    body: ChatBody,
+    served: ServedModel,
+    plan: ThinkingPlan,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+) -> Prompt:
+    """The prompt that the model's template makes of a conversation. ChatTemplateError where it refuses."""
+    variables = template_variables(plan.template_variables(body))
+    continues = bool(body.continue_final_message)
+
+    def render() -> Prompt:
+        text = served.template.render(
+            messages,
+            tools=tools or None,
+            add_generation_prompt=body.add_generation_prompt is not False and not continues,
+            continue_final_message=continues,
+            documents=body.documents,
+            **variables,
+        )
+        text = plan.close(text)
+        return Prompt(served.tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens)), text)
+
+    return await off_loop(sum(len(str(message.get("content"))) for message in messages), render)
+
+
+def check_honourable(body: ChatBody) -> None:
+    """RequestError naming the first field that asks for what is not there yet."""
+    if body.response_format not in (None, {"type": "text"}):
+        raise _unsupported("response_format", "only {'type': 'text'} is supported")
+    if body.tool_choice not in (None, "none", "auto"):
+        raise _unsupported("tool_choice", "only 'auto' and 'none' are supported")
+    if body.tool_choice == "auto" and not body.tools:
+        raise RequestError("tool_choice needs tools", param="tool_choice")
+    for at, tool in enumerate(body.tools or ()):
+        if (tool.function.model_extra or {}).get("strict"):
+            raise _unsupported(f"tools.{at}.function.strict", "schemas of tools are not enforced")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+
+
+def wanted_tools(body: ChatBody) -> list[dict[str, Any]]:
+    """The tools that the model is offered, as the template wants them."""
+    if body.tool_choice == "none":
+        return []
+    return [tool.model_dump(exclude_unset=True) for tool in body.tools or ()]
+
+
+def conversation(body: ChatBody, system_prompt: str | None) -> list[dict[str, Any]]:
+    """The messages in the template's form, the server's system prompt before them where there is none."""
+    for at, message in enumerate(body.messages):
+        role = message.get("role")
+        if role not in ROLES:
+            raise RequestError(f"messages.{at}.role must be one of {', '.join(ROLES)}", param=f"messages.{at}.role")
+        if message.get("content") is None and role != "assistant":
+            raise RequestError(f"messages.{at}.content is missing", param=f"messages.{at}.content")
+    messages = normalise_messages(body.messages)
+    if system_prompt and not any(message["role"] == "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    return messages
+
+
+def _first_of(calls: tuple[CallDelta, ...]) -> tuple[CallDelta, ...]:
+    return tuple(call for call in calls if call.index == 0)
+
+
+def _unsupported(param: str, why: str) -> RequestError:
+    return RequestError(f"{param}: {why} by this server", param=param, code="unsupported_parameter")
