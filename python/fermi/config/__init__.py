@@ -16,7 +16,7 @@ from fermi.config.settings import (
     Settings,
     known_settings,
 )
-from fermi.config.values import Address, Thinking, parse_address, parse_memory, parse_thinking
+from fermi.config.values import Address, Thinking, parse_address, parse_memory, parse_thinking, split_words
 
 __all__ = [
     "Address",
@@ -38,4 +38,5 @@ __all__ = [
     "parse_address",
     "parse_memory",
     "parse_thinking",
+    "split_words",
 ]

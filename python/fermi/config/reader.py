@@ -149,7 +149,10 @@ def _text_files(layer: Layer, folder: Path, infos: Mapping[str, SettingInfo]) ->
     read = dict(layer)
     for name, value in layer.items():
         target = name.removesuffix("_file")
-        if target == name or target not in infos or target in layer:
+        if target == name or target not in infos:
+            continue
+        if target in layer:  # the text itself wins
+            del read[name]
             continue
         path = folder / Path(str(value.raw)).expanduser()
         try:
@@ -167,6 +170,8 @@ def _merge(layers: Iterable[Layer]) -> Layer:
     for layer in layers:
         if "model.id" in layer:
             merged.pop("model.revision", None)
+        for name in layer:  # a text replaces the file that the text below it came from
+            merged.pop(f"{name}_file", None)
         parts = {name: value for name, value in layer.items() if name in ("openai.host", "openai.port")}
         merged.update({name: value for name, value in layer.items() if name not in parts})
         for name, value in parts.items():

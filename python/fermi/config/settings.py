@@ -92,6 +92,9 @@ class EngineSettings(Section):
     block_size: Count = setting(16, "Tokens per block of the KV cache.")
     prefix_cache: bool = setting(True, "Keep the KV blocks of prompts and reuse them for prompts that begin alike.")
     eviction: Literal["lru", "lfu", "fifo"] = setting("lru", "Which kept blocks leave first when memory is needed.")
+    max_restarts: Limit = setting(
+        3, "Restarts of a crashed engine in a row, without a request served in between; 0 is none."
+    )
     batch_invariant: bool = setting(
         False, "Make logits bitwise independent of what else runs in the batch, at some cost in speed."
     )
@@ -202,9 +205,38 @@ class OpenAISettings(FrontDoor):
         flag="--api-key",
         secret=True,
     )
-    api_keys_file: Path | None = setting(None, "File with the keys, one per line.", env="FERMI_API_KEYS_FILE")
+    api_keys_file: Path | None = setting(
+        None, "File with the keys, one per line; read again when it changes.", env="FERMI_API_KEYS_FILE"
+    )
+    admin_key: str | None = setting(
+        None,
+        "Key that may also load and unload models; without it nobody may.",
+        env="FERMI_ADMIN_KEY",
+        secret=True,
+    )
+    admin_key_file: Path | None = setting(None, "File with that key.", env="FERMI_ADMIN_KEY_FILE")
+    salt_cache_per_key: bool = setting(
+        True,
+        "Share cached prompts only between requests of one key, so that none can tell by the time what others sent.",
+    )
+    requests_per_minute: Limit = setting(
+        0, "Requests that each key (without keys: each address) may send in a minute; 0 is no bound."
+    )
+    tokens_per_minute: Limit = setting(
+        0, "Tokens of prompts and replies that each key (or address) may use in a minute; 0 is no bound."
+    )
+    trusted_proxies: Words = setting(
+        (), "Addresses or networks of proxies whose X-Forwarded-For and -Proto are believed; * is all."
+    )
+    cors_origins: Words = setting(
+        (), "Origins whose pages may call the server from a browser (CORS), as https://example.com; * is all."
+    )
+    ssl_certfile: Path | None = setting(None, "Certificate (PEM, the chain after it); with it the server talks TLS.")
+    ssl_keyfile: Path | None = setting(None, "Private key of the certificate, where it is in a file of its own.")
+    ssl_keyfile_password: str | None = setting(None, "Password of that private key.", secret=True)
     max_body_bytes: Count = setting(16 * 2**20, "Largest request body; longer ones get 413.")
     max_queue: Count = setting(1024, "Requests that may wait; further ones get 429.")
+    max_queue_tokens: Count = setting(2**22, "Tokens of prompts that may wait; further ones get 429.")
     drain_ms: Limit = setting(30000, "Time that running requests have to finish after SIGTERM.")
 
 
@@ -225,6 +257,12 @@ class LogSettings(Section):
     )
     format: Literal["auto", "json", "text"] = setting(
         "auto", "JSON lines or readable text; auto is text on a terminal.", env="FERMI_LOG_FORMAT", flag="--log-format"
+    )
+    prompts: bool = setting(False, "Log the text of prompts, too.", flag="--log-prompts")
+    traces_endpoint: str | None = setting(
+        None,
+        "Address of an OpenTelemetry collector (OTLP over HTTP); needs the packages of fermi-infer[otel].",
+        env="FERMI_TRACES_ENDPOINT OTEL_EXPORTER_OTLP_ENDPOINT",
     )
 
 

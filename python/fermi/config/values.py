@@ -77,11 +77,14 @@ def parse_memory(value: object) -> int | float:
     return amount
 
 
+def split_words(text: str) -> tuple[str, ...]:
+    """What stands between commas and line ends."""
+    return tuple(part for piece in re.split(r"[,\r\n]", text) if (part := piece.strip()))
+
+
 def parse_list(value: object) -> object:
     """Split a string at commas and line ends; anything else is left to the type."""
-    if isinstance(value, str):
-        return tuple(part for piece in re.split(r"[,\r\n]", value) if (part := piece.strip()))
-    return value
+    return split_words(value) if isinstance(value, str) else value
 
 
 def _number(value: Any) -> Any:

@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from fermi.config import Settings
 from fermi.server import chat, completions, embeddings, health, models, scoring, tokenize
 from fermi.server.errors import add_handlers
-from fermi.server.middleware import BodyLimit, Keys, Requests
+from fermi.server.keys import KeyRing, Keys
+from fermi.server.middleware import BodyLimit, Requests
 from fermi.server.registry import Registry
 from fermi.server.state import ServerState
 
@@ -55,6 +56,6 @@ def create_app(registry: Registry, settings: Settings | None = None, lifespan: L
     for router in ROUTERS:
         app.include_router(router)
     app.add_middleware(BodyLimit, limit=settings.openai.max_body_bytes)
-    app.add_middleware(Keys, keys=settings.openai.api_keys)
+    app.add_middleware(Keys, ring=KeyRing(settings.openai))
     app.add_middleware(Requests, state=state)  # added last, so outermost
     return app

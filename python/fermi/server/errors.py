@@ -33,6 +33,10 @@ class NotReadyError(FermiError):
         self.retry_after = retry_after
 
 
+class AdminOnlyError(FermiError):
+    """Only the holder of the admin key may do this."""
+
+
 class BodyTooLargeError(FermiError):
     """The body of a request is beyond the limit."""
 
@@ -73,6 +77,8 @@ def failure_of(error: BaseException) -> Failure:
             return Failure(504, str(error), "timeout_error", None, "deadline_exceeded")
         case EngineError():
             return Failure(500, str(error), "server_error", None, "engine_error")
+        case AdminOnlyError():
+            return Failure(403, str(error), "permission_error", None, "admin_key_required")
         case BodyTooLargeError():
             return Failure(413, str(error), "invalid_request_error", None, "request_too_large")
         case HTTPException():

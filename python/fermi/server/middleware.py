@@ -1,12 +1,10 @@
-"""Around every request: its id, its key, the limit of its body, its line in the log, and an answer whatever happens."""
+"""Around every request: its id, the limit of its body, its line in the log, and an answer whatever happens."""
 
 from __future__ import annotations
 
-import hmac
 import re
 import time
 import uuid
-from collections.abc import Iterable, Sequence
 from email.utils import formatdate
 
 import structlog
@@ -14,7 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fermi.server.errors import BodyTooLargeError, failure_of, unauthorized
+from fermi.server.errors import BodyTooLargeError, failure_of
+from fermi.server.exchange import Exchange, current
 from fermi.server.state import ServerState
 
 OPEN = frozenset({"/health", "/ready", "/ping"})  # answered without a key, and not counted as work
@@ -41,7 +40,8 @@ class Requests:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         notes: dict[str, object] = scope.setdefault("state", {})
-        notes["request_id"] = request_id
+        notes.update(request_id=request_id, key_id="", admin=False)
+        current.set(Exchange(request_id))
         start = time.perf_counter()
         status = 0
 
@@ -76,25 +76,6 @@ class Requests:
             )
 
 
-class Keys:
-    """Lets a request through if it carries one of the keys, or there are none, or its path is open."""
-
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self._app = app
-        self._keys = [key.encode() for key in keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        free = scope["type"] != "http" or scope["path"] in OPEN or scope["method"] == "OPTIONS"
-        if free or not self._keys or self._known(_carried(Headers(scope=scope))):
-            await self._app(scope, receive, send)
-        else:
-            await unauthorized().response()(scope, receive, send)
-
-    def _known(self, carried: Iterable[bytes]) -> bool:
-        found = [hmac.compare_digest(key, given) for given in carried for key in self._keys]  # all, in constant time
-        return any(found)
-
-
 class BodyLimit:
     """Refuses a body beyond the limit, before it is read if its length is told, else while it comes."""
 
@@ -124,10 +105,3 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_counted, send)
-
-
-def _carried(headers: Headers) -> list[bytes]:
-    """The keys that a request carries."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    bearer = [token.strip()] if scheme.lower() == "bearer" else []
-    return [key.encode() for key in (*bearer, headers.get("x-api-key", "")) if key]
