@@ -122,9 +122,10 @@ class LoadedEmbedder:
         return "a cross-encoder" if self.scores_pairs else "an embedding model"
 
 
-def load(source: str, settings: Settings) -> LoadedModel | LoadedEmbedder:
+def load(source: str, settings: Settings, *, stream_slowdown: float = 0.0) -> LoadedModel | LoadedEmbedder:
     """Loads a model and makes its engine, or its embedder where its files say that it embeds texts or scores pairs.
 
+    ``stream_slowdown``: see `EngineConfig`; for front doors whose clients read while others' prompts come.
     Raises ConfigError, HubError or CheckpointError, which say what to do.
     """
     folder = _resolve(source, settings)
@@ -133,7 +134,7 @@ def load(source: str, settings: Settings) -> LoadedModel | LoadedEmbedder:
         return _load_embedder(source, folder, settings)
     tokenizer = Tokenizer.from_folder(folder)
     model = _load_model(folder, settings)
-    engine = Engine(model, engine_config(settings))
+    engine = Engine(model, replace(engine_config(settings), stream_slowdown=stream_slowdown))
     return LoadedModel(source, folder, tokenizer, model, engine, _generation_config(folder))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,6 +31,8 @@ class EngineConfig:
             no more than ``max_num_seqs`` sequences of ``max_model_len`` tokens need.
         kv_cache_dtype: what the KV cache holds; auto: what the model says. i8 comes with a scale per head and token.
         batch_invariant: compute every row in the same order of summation whatever else is in the step.
+        stream_slowdown: how many times longer the prompts in a step may make it for the sequences that draw in it. 0:
+            as much as they will, which is the least work for all of them together.
     """
 
     max_num_seqs: int = 64
@@ -41,6 +44,7 @@ class EngineConfig:
     kv_cache_memory: int | float | None = None
     kv_cache_dtype: Literal["auto", "f32", "f16", "bf16", "i8"] = "auto"
     batch_invariant: bool = False
+    stream_slowdown: float = 0.0
 
     def kv_spec(self, spec: KVSpec) -> KVSpec:
         """What is cached for each token, where a model's own is ``spec``."""
@@ -56,6 +60,8 @@ class EngineConfig:
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}): each sequence takes one token of a step"
             )
+        if not (self.stream_slowdown == 0 or 1 < self.stream_slowdown < math.inf):
+            raise ConfigError(f"stream_slowdown must be 0 or more than 1, got {self.stream_slowdown}")
         if self.max_model_len is not None and self.max_model_len < 1:
             raise ConfigError(f"max_model_len must be at least 1, got {self.max_model_len}")
         if self.eviction not in ("lru", "lfu", "fifo"):

@@ -70,6 +70,7 @@ class Engine:
             vocab_size=model.vocab_size,
             max_scored_rows=max(16, SCORED_NUMBERS // model.vocab_size),
             rope_original_length=model.rope_original_length if model.rope_depends_on_length else None,
+            stream_slowdown=config.stream_slowdown,
             window=reach,
         )
         self.kv_spec = spec

@@ -23,6 +23,7 @@ class Limits:
         max_scored_rows: rows of logits per step for prompt log-probabilities.
         rope_original_length: a longer prompt shares cached blocks only with prompts of its own length, because the
             model's rotary frequencies depend on it. None: they do not.
+        stream_slowdown: how many times longer prompts may make a step in which others draw. 0: as much as they will.
         window: tokens that a query of any layer sees, itself included; blocks beyond are given back. 0: all.
     """
 
@@ -32,6 +33,7 @@ class Limits:
     vocab_size: int
     max_scored_rows: int = 64
     rope_original_length: int | None = None
+    stream_slowdown: float = 0.0
     window: int = 0
 
     def check(self, request: Request, cache_blocks: int, block_size: int) -> None:

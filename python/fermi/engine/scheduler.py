@@ -11,6 +11,7 @@ from operator import attrgetter
 from fermi.engine.blocks import BlockPool, PoolStats, root_key
 from fermi.engine.event import Event, FinishReason, Timing, TokenLogprobs
 from fermi.engine.limits import Limits
+from fermi.engine.pace import Pace
 from fermi.engine.plan import Plan, StepOutput, Work
 from fermi.engine.sequence import Group, Request, Sequence
 from fermi.engine.window import Window
@@ -42,8 +43,8 @@ class SchedulerStats:
 class Scheduler:
     """Plans steps and takes in their results. It has no tensors, no clock and no device.
 
-    Sequences that draw a token come first, one token each; prompts share what the budget leaves, in chunks. When blocks
-    run out, the last in order (priority, then arrival) gives up its blocks and is computed again later, so the first in
+    Sequences that draw a token come first, one token each; prompts share what the budget leaves, in chunks, and less
+    where those that draw would wait too long (see `Pace`). When blocks run out, the last in order (priority, then arrival) gives up its blocks and is computed again later, so the first in
     order always advances and every request ends.
 
     Where every layer of the model looks through a window, a sequence gives back the blocks that have left it after each
@@ -55,6 +56,7 @@ class Scheduler:
         self.pool = pool
         self.limits = limits
         self._window = Window(limits.window, pool.block_size)
+        self._pace = Pace(limits.stream_slowdown)
         self._groups: dict[str, Group] = {}
         self._running: list[Sequence] = []  # both in order
         self._waiting: list[Sequence] = []
@@ -65,6 +67,8 @@ class Scheduler:
         self._generated_tokens = 0
         self._preemptions = 0
         self._finished_requests = 0
+        self._step_began = 0.0
+        self._drawing = 0  # sequences of the step that only draw
 
     # Requests
 
@@ -138,8 +142,10 @@ class Scheduler:
         plan = Plan()
         if self._running and not self._running[0].decodes:
             self._make_room(self._running[0], plan)  # before the others take what there is
-        budget = self.limits.max_num_batched_tokens - self._schedule_decodes(plan)
-        self._schedule_prefills(plan, budget)
+        self._drawing = self._schedule_decodes(plan)
+        room = self.limits.max_num_batched_tokens - self._drawing
+        self._schedule_prefills(plan, self._pace.budget(self._drawing, room))
+        self._step_began = now
         for work in plan.work:
             if work.sequence.group.started is None:
                 work.sequence.group.started = now
@@ -302,6 +308,7 @@ class Scheduler:
 
     def commit(self, plan: Plan, output: StepOutput, now: float) -> list[Event]:
         """Takes in what a step computed and drew; returns the news of every sequence, ended ones included."""
+        self._pace.learn(self._drawing, plan.tokens - self._drawing, now - self._step_began)
         place = 0
         for number, work in enumerate(plan.work):
             group = work.sequence.group

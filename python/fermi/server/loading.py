@@ -27,7 +27,7 @@ def load_served(given: str, settings: Settings) -> Served:
         settings = settings.model_copy(update={"model": own})
     if settings.openai.engine_pool != 1:
         raise ConfigError("openai.engine_pool: only 1 replica of the engine is supported")
-    loaded = load(source, settings)
+    loaded = load(source, settings, stream_slowdown=settings.openai.stream_slowdown)
     folder_name = loaded.folder.name if Path(source).expanduser().is_dir() else source
     name = alias or folder_name
     aliases = frozenset({source, folder_name} - {name})
