@@ -38,7 +38,7 @@ class Pace:
             return min(most, FIRST)
         spare = max(self._slowdown * self._alone_s, UNNOTICED_S) - self._alone_s
         tokens = int(min(most, spare / self._token_s)) if self._token_s > 0 else most
-        tokens -= tokens % max(1, 1 << (tokens.bit_length() - 3)) if tokens < most else 0  # shapes recur
+        tokens -= tokens % (1 << max(0, tokens.bit_length() - 3)) if tokens < most else 0  # shapes recur
         return max(1, tokens)
 
     def learn(self, drawing: int, prompt_tokens: int, seconds: float) -> None:
