@@ -18,7 +18,7 @@ from fermi import _C
 from fermi.config import Settings, load_settings
 from fermi.engine.embedder import MAX_BATCH_TOKENS, Embedder
 from fermi.engine.engine import Engine, EngineConfig
-from fermi.errors import CheckpointError, ConfigError
+from fermi.errors import CheckpointError, ConfigError, FermiError
 from fermi.hub import resolve
 from fermi.models import Model, load_model, quantization_of
 from fermi.models.embedding import EmbeddingModel, Task, is_embedding_model, load_embedding_model
@@ -44,6 +44,7 @@ __all__ = [
     "LoadedEmbedder",
     "LoadedModel",
     "engine_config",
+    "file_bytes",
     "is_quantized",
     "load",
     "load_generator",
@@ -83,6 +84,7 @@ class LoadedModel:
     Attributes:
         source: the folder, hub id or ``demo`` that it was asked for by.
         generation_config: the checkpoint's generation_config.json, empty where it has none.
+        replicas: further engines with the same weights, each with its own threads and KV cache.
     """
 
     source: str
@@ -91,6 +93,13 @@ class LoadedModel:
     model: Model
     engine: Engine
     generation_config: Mapping[str, Any]
+    replicas: tuple[Engine, ...] = ()
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the weights and of all KV caches when they are full."""
+        caches = (engine.stats().blocks.total * engine.block_bytes for engine in (self.engine, *self.replicas))
+        return self.model.weight_bytes + sum(caches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +131,13 @@ class LoadedEmbedder:
         return "a cross-encoder" if self.scores_pairs else "an embedding model"
 
 
-def load(source: str, settings: Settings, *, stream_slowdown: float = 0.0) -> LoadedModel | LoadedEmbedder:
+def load(
+    source: str, settings: Settings, *, stream_slowdown: float = 0.0, engines: int = 1
+) -> LoadedModel | LoadedEmbedder:
     """Loads a model and makes its engine, or its embedder where its files say that it embeds texts or scores pairs.
 
-    ``stream_slowdown``: see `EngineConfig`; for front doors whose clients read while others' prompts come.
+    ``stream_slowdown``: see `EngineConfig`; for front doors whose clients read while others' prompts come. ``engines``:
+    how many a model that generates gets; they share its weights, the threads and the memory of the KV cache.
     Raises ConfigError, HubError or CheckpointError, which say what to do.
     """
     folder = _resolve(source, settings)
@@ -133,9 +145,23 @@ def load(source: str, settings: Settings, *, stream_slowdown: float = 0.0) -> Lo
     if task in ("embed", "score") or (task == "auto" and is_embedding_model(folder)):
         return _load_embedder(source, folder, settings)
     tokenizer = Tokenizer.from_folder(folder)
+    if engines > 1 and settings.engine.threads is None:
+        threads = max(1, _open_backend(settings).threads // engines)
+        settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"threads": threads})})
     model = _load_model(folder, settings)
-    engine = Engine(model, replace(engine_config(settings), stream_slowdown=stream_slowdown))
-    return LoadedModel(source, folder, tokenizer, model, engine, _generation_config(folder))
+    config = replace(engine_config(settings), stream_slowdown=stream_slowdown, replicas=engines)
+    engine = Engine(model, config)
+    replicas = tuple(Engine(model.on(_open_backend(settings)), config) for _ in range(engines - 1))
+    return LoadedModel(source, folder, tokenizer, model, engine, _generation_config(folder), replicas)
+
+
+def file_bytes(source: str, settings: Settings) -> int:
+    """What the files of a model's weights take; 0 where they are not here yet, or the model cannot be had."""
+    offline = settings.model_copy(update={"model": settings.model.model_copy(update={"offline": True})})
+    try:
+        return sum(path.stat().st_size for path in _resolve(source, offline).glob("*.safetensors"))
+    except (FermiError, OSError):
+        return 0
 
 
 def load_generator(source: str, settings: Settings) -> LoadedModel:

@@ -12,7 +12,8 @@ import pytest
 import sentence_transformers
 
 from fermi.config import load_settings
-from fermi.server.loading import load_served, model_names
+from fermi.server.configured import model_names
+from fermi.server.loading import load_served
 from server.running import Running, serving
 from server.test_embeddings import ask, refused
 from tiny_embedders import TEXTS, save_cross_encoder, save_embedder
@@ -46,7 +47,7 @@ def server(references: tuple[Path, References]) -> Iterator[Running]:
 def test_all_models_are_listed(server: Running) -> None:
     models = {model.id: model.model_extra for model in server.openai().models.list().data}
     assert list(models) == ["demo", "embedder", "cross", "second"]
-    assert models["embedder"] == models["cross"] == {"max_model_len": 64}
+    assert models["embedder"] == models["cross"] == {"max_model_len": 64, "state": "loaded"}
     with server.http() as http:
         assert http.get("/ready").json() == {"status": "ready", "model_loaded": True}
 

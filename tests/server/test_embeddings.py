@@ -148,10 +148,13 @@ def test_2048_inputs(server: Running) -> None:
 def test_each_model_answers_on_its_own_endpoints(server: Running) -> None:
     client = server.openai()
     assert [model.id for model in client.models.list().data] == ["toy", "toy-embedder"]
-    assert client.models.retrieve("toy-embedder").model_extra == {"max_model_len": 64}
+    assert client.models.retrieve("toy-embedder").model_extra == {"max_model_len": 64, "state": "loaded"}
     error = refused(server, model="toy", input="Hello")
     assert (error["param"], error["code"]) == ("model", "unsupported_model")
-    assert "it answers on /v1/chat/completions, /v1/completions, not on /v1/embeddings" in error["message"]
+    assert (
+        "it answers on /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, not on /v1/embeddings"
+        in error["message"]
+    )
     message = [{"role": "user", "content": "Hi"}]
     for path, body in (("/v1/chat/completions", {"messages": message}), ("/v1/completions", {"prompt": "Hi"})):
         error = refused(server, path, model="toy-embedder", **body)
@@ -235,7 +238,7 @@ def test_a_full_queue_says_when_to_come_back(serve: Serve) -> None:
         first = pool.submit(ask, server, input="one")
         model.entered.acquire()
         second = pool.submit(ask, server, input="two")
-        waiting = server.listener.state.models.find(None).service
+        waiting = next(iter(server.listener.state.models)).service
         while not waiting.stats.waiting:  # type: ignore[attr-defined]
             pass
         with server.http() as http:

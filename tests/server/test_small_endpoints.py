@@ -10,7 +10,7 @@ def test_models(toy_server: Running) -> None:
     client = toy_server.openai()
     [model] = client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("toy", "model", "fermi")
-    assert model.model_extra == {"max_model_len": 512}
+    assert model.model_extra == {"max_model_len": 512, "state": "loaded"}
     assert client.models.retrieve("toy") == model
     assert client.models.retrieve("also/toy") == model
 

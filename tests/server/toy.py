@@ -132,6 +132,10 @@ class ScriptedService:
             self.release(stream, answer)
         return stream
 
+    @property
+    def open_requests(self) -> int:
+        return sum(len(each.cancelled | each.ended) < each.request.sampling.n for each in self.streams)
+
     async def stop(self, drain_s: float = 0.0) -> None:
         for stream in self.streams:
             stream.cancel()

@@ -189,7 +189,24 @@ class OpenAISettings(FrontDoor):
     """The HTTP server."""
 
     addr: AddressValue = setting(Address("0.0.0.0", 8000), "Address to listen on.", env="FERMI_OPENAI_ADDR")
-    engine_pool: Count = setting(1, "Replicas of the engine.", env="FERMI_ENGINE_POOL")
+    engine_pool: Count = setting(
+        1,
+        "Replicas of the engine of each model that generates: they share its weights, the threads and the KV cache's "
+        "memory.",
+        env="FERMI_ENGINE_POOL",
+    )
+    lazy: bool = setting(False, "Load each model when a request first names it, not at the start.", env="FERMI_LAZY")
+    keep_alive_ms: Limit = setting(
+        0,
+        "Idle time after which a model leaves memory, until a request names it again; 0 is never.",
+        env="FERMI_KEEP_ALIVE_MS",
+    )
+    max_loaded_memory: MemoryValue | None = setting(
+        None,
+        "Bound of all models in memory, KV caches included: bytes (8GiB) or a share of the machine's memory (50%). "
+        "The least recently used idle model leaves for one that is asked for.",
+        env="FERMI_MAX_LOADED_MEMORY",
+    )
     default_thinking: ThinkingValue = setting(
         "off",
         "Thinking where a request does not say: on, off, or auto (where supported).",

@@ -95,6 +95,10 @@ class BlockPool:
         """The key under which the block's content is found."""
         return self._keys[block]
 
+    def has(self, key: bytes) -> bool:
+        """Whether a block of this key is kept. Unlike the rest, any thread may ask."""
+        return key in self._blocks
+
     def allocate(self) -> int:
         """A block of no particular content with one reference. IndexError when none is available."""
         if self._free:

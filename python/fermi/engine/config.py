@@ -33,6 +33,7 @@ class EngineConfig:
         batch_invariant: compute every row in the same order of summation whatever else is in the step.
         stream_slowdown: how many times longer the prompts in a step may make it for the sequences that draw in it. 0:
             as much as they will, which is the least work for all of them together.
+        replicas: engines that share the memory of the KV caches; each gets its part.
     """
 
     max_num_seqs: int = 64
@@ -45,6 +46,7 @@ class EngineConfig:
     kv_cache_dtype: Literal["auto", "f32", "f16", "bf16", "i8"] = "auto"
     batch_invariant: bool = False
     stream_slowdown: float = 0.0
+    replicas: int = 1
 
     def kv_spec(self, spec: KVSpec) -> KVSpec:
         """What is cached for each token, where a model's own is ``spec``."""
@@ -52,7 +54,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError naming the first setting that is out of range."""
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "replicas"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -100,6 +102,7 @@ def cache_size(config: EngineConfig, spec: KVSpec, model_len: int, free_memory: 
     allowed = int(free_memory * memory) if isinstance(memory, float) else memory
     if allowed > free_memory:
         raise ConfigError(f"kv_cache_memory ({allowed} bytes) is more than the {free_memory} bytes that are free")
+    allowed //= config.replicas
     blocks = allowed // (spec.bytes_per_token * config.block_size)
     reach = Window(window, config.block_size)
     fitting = blocks * config.block_size

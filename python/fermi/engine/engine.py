@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +28,10 @@ __all__ = ["Engine", "EngineConfig", "StepRunner"]
 
 #: Logits per step for prompt log-probabilities, at most: 64 MiB of them.
 SCORED_NUMBERS = 2**24
+
+
+#: Steps that may fail in a row.
+MOST_FAILURES = 3
 
 
 class StepRunner(Protocol):
@@ -60,9 +64,6 @@ class Engine:
         reach = reach_of(model.windows)
         free_memory = model.backend.memory()[0]
         size = cache_size(config, spec, model.max_position_embeddings, free_memory, window=reach)
-        pool = BlockPool(
-            size.blocks, config.block_size, eviction_policy(config.eviction) if config.prefix_cache else None
-        )
         limits = Limits(
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
@@ -74,32 +75,52 @@ class Engine:
             window=reach,
         )
         self.kv_spec = spec
-        kv = KVCache.allocate(spec, size.blocks, config.block_size, model.backend)
-        runner = Runner(
-            model,
-            kv,
-            block_size=config.block_size,
-            max_model_len=size.max_model_len,
-            batch_invariant=config.batch_invariant,
-        )
-        self._assemble(scheduler(pool, limits), runner, time.monotonic)
+
+        def parts() -> tuple[Scheduler, StepRunner]:
+            policy = eviction_policy(config.eviction) if config.prefix_cache else None
+            runner = Runner(
+                model,
+                KVCache.allocate(spec, size.blocks, config.block_size, model.backend),
+                block_size=config.block_size,
+                max_model_len=size.max_model_len,
+                batch_invariant=config.batch_invariant,
+            )
+            return scheduler(BlockPool(size.blocks, config.block_size, policy), limits), runner
+
+        self._assemble(parts, time.monotonic)
 
     @classmethod
     def assemble(cls, scheduler: Scheduler, runner: StepRunner, clock: Callable[[], float]) -> Engine:
         """An engine of given parts, for tests and other runners. ``clock`` gives seconds."""
         engine = cls.__new__(cls)
-        engine._assemble(scheduler, runner, clock)
+        engine._assemble(lambda: (scheduler, runner), clock)
         return engine
 
-    def _assemble(self, scheduler: Scheduler, runner: StepRunner, clock: Callable[[], float]) -> None:
-        self._scheduler = scheduler
-        self._runner = runner
+    def _assemble(self, parts: Callable[[], tuple[Scheduler, StepRunner]], clock: Callable[[], float]) -> None:
+        self._parts = parts
         self._clock = clock
+        self._failures = 0  # of steps, in a row
+        self._scheduler, self._runner = parts()
+
+    def reset(self) -> None:
+        """Begins anew, with no requests and an empty KV cache: for a fault that left the parts in disorder.
+
+        Whatever allocating the cache raises, and then nothing but another reset may be tried.
+        """
+        if hasattr(self, "_runner"):
+            del self._runner  # and its cache, before there is another
+        self._scheduler, self._runner = self._parts()
+        self._failures = 0
 
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and output together."""
         return self._scheduler.limits.max_model_len
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block of the KV cache."""
+        return self.kv_spec.bytes_per_token * self._scheduler.pool.block_size
 
     @property
     def has_work(self) -> bool:
@@ -114,6 +135,14 @@ class Engine:
         """RequestError when the request can never be served. Any thread may call it."""
         self._scheduler.check(request)
 
+    def block_keys(self, request: Request) -> Iterator[bytes]:
+        """The keys under which the prefix cache has the full blocks of a prompt, in order. Any thread may call it."""
+        return self._scheduler.block_keys(request)
+
+    def caches(self, key: bytes) -> bool:
+        """Whether the prefix cache has a block of this key. Any thread may call it, and get what was true just now."""
+        return self._scheduler.pool.has(key)
+
     def add(self, request: Request) -> None:
         """Queues a request; RequestError when it can never be served, or when its id is in use."""
         self._scheduler.add(request, self._clock())
@@ -127,12 +156,19 @@ class Engine:
         self._scheduler.abort_all(self._clock())
 
     def step(self) -> list[Event]:
-        """Computes some tokens. When that fails, every request that ran ends with an error; the engine goes on."""
+        """Computes some tokens. When that fails, every request that ran ends with an error; the engine goes on.
+
+        When it fails `MOST_FAILURES` times in a row, the fault is not the requests', and what it was is raised.
+        """
         plan = self._scheduler.schedule(self._clock())
         try:
             output = self._runner.run(plan)
         except Exception as error:
+            self._failures += 1
+            if self._failures == MOST_FAILURES:
+                raise
             return self._scheduler.fail(f"{type(error).__name__}: {error}", self._clock())
+        self._failures = 0
         return self._scheduler.commit(plan, output, self._clock())
 
     def cost(self, sequences: int, tokens: int, context: int) -> tuple[int, int]:

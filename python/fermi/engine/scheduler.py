@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import insort
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
-from fermi.engine.blocks import BlockPool, PoolStats, root_key
+from fermi.engine.blocks import BlockPool, PoolStats, block_key, root_key
 from fermi.engine.event import Event, FinishReason, Timing, TokenLogprobs
 from fermi.engine.limits import Limits
 from fermi.engine.pace import Pace
@@ -27,7 +28,8 @@ _SALT_BITS = 2**63 - 1
 class SchedulerStats:
     """Counts of now (running and waiting sequences, tokens that wait, blocks) and since the start (the rest).
 
-    ``prompt_tokens`` were asked for, ``generated_tokens`` drawn; ``preemptions`` gave up computed tokens for memory.
+    ``prompt_tokens`` were asked for, ``generated_tokens`` drawn; ``preemptions`` gave up computed tokens for memory;
+    ``step_sequences`` were computed in the ``steps``, a sequence once for each of its steps.
     """
 
     running: int
@@ -38,6 +40,8 @@ class SchedulerStats:
     preemptions: int
     finished_requests: int
     blocks: PoolStats
+    steps: int = 0
+    step_sequences: int = 0
 
 
 class Scheduler:
@@ -67,6 +71,8 @@ class Scheduler:
         self._generated_tokens = 0
         self._preemptions = 0
         self._finished_requests = 0
+        self._steps = 0
+        self._step_sequences = 0
         self._step_began = 0.0
         self._drawing = 0  # sequences of the step that only draw
 
@@ -87,6 +93,8 @@ class Scheduler:
             generated_tokens=self._generated_tokens,
             preemptions=self._preemptions,
             finished_requests=self._finished_requests,
+            steps=self._steps,
+            step_sequences=self._step_sequences,
             blocks=self.pool.stats(),
         )
 
@@ -94,17 +102,29 @@ class Scheduler:
         """RequestError when the request can never be served. Reads nothing that changes: any thread may call it."""
         self.limits.check(request, self.pool.total, self.pool.block_size)
 
+    def block_keys(self, request: Request) -> Iterator[bytes]:
+        """The content keys of a prompt's full blocks, in order. Any thread may ask."""
+        token_ids, size = request.prompt_token_ids, self.pool.block_size
+        key = self._root(request)
+        for end in range(size, len(token_ids) + 1, size):
+            key = block_key(key, token_ids[end - size : end])
+            yield key
+
+    def _root(self, request: Request) -> bytes:
+        """The key before a prompt's first block."""
+        length, original = len(request.prompt_token_ids), self.limits.rope_original_length
+        rope_salt = length if original is not None and length > original else 0
+        return root_key(request.cache_salt & _SALT_BITS, rope_salt)
+
     def add(self, request: Request, now: float) -> None:
         """Queues a request; RequestError when it can never be served, or when its id is in use."""
         self.check(request)
         if request.id in self._groups:
             raise RequestError(f"a request with the id {request.id!r} is running")
-        length, original = len(request.prompt_token_ids), self.limits.rope_original_length
-        rope_salt = length if original is not None and length > original else 0
         self._arrivals += 1
-        group = Group(request, now, self._arrivals, root_key(request.cache_salt & _SALT_BITS, rope_salt))
+        group = Group(request, now, self._arrivals, self._root(request))
         self._groups[request.id] = group
-        self._prompt_tokens += length
+        self._prompt_tokens += len(request.prompt_token_ids)
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, self._arrivals, request.id))
         insort(self._waiting, group.sequences[0], key=_order)
@@ -146,6 +166,8 @@ class Scheduler:
         room = self.limits.max_num_batched_tokens - self._drawing
         self._schedule_prefills(plan, self._pace.budget(self._drawing, room))
         self._step_began = now
+        self._steps += bool(plan.work)
+        self._step_sequences += len(plan.work)
         for work in plan.work:
             if work.sequence.group.started is None:
                 work.sequence.group.started = now

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+
+from typing_extensions import Self
 
 from fermi import _C
 from fermi.models.inputs import Batch, KVCache, KVSpec
@@ -42,3 +45,11 @@ class Model(ABC):
     @abstractmethod
     def __call__(self, batch: Batch, kv: KVCache) -> _C.Tensor:
         """Writes the batch's keys and values to the cache; returns the logits of its rows, f32 [rows, vocab_size]."""
+
+    def on(self, backend: _C.Backend) -> Self:
+        """The same model, with the same weights, on other threads of its device."""
+        if backend.device != self.backend.device:
+            raise ValueError(f"the model's weights are on {self.backend.device}, not on {backend.device}")
+        twin = copy.copy(self)
+        twin.backend = backend
+        return twin

@@ -118,7 +118,7 @@ class ChatRun:
 
 async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
     """Check everything and submit it. Raises what `fermi.errors` has for a client; ``path``: the endpoint it asked."""
-    served = state.serving(body.model, ServedModel, path)
+    served = await state.serving(body.model, ServedModel, path, body.timeout)
     check_honourable(body)
     settings = state.settings.openai
     plan = ThinkingPlan.of(body, served, settings)

@@ -39,7 +39,7 @@ async def completions(body: Annotated[CompletionBody, Depends(body_of(Completion
 
 async def prepare(body: CompletionBody, state: ServerState) -> CompletionReply:
     """Check everything and submit it. Raises what `fermi.errors` has for a client."""
-    served = state.serving(body.model, ServedModel, PATH)
+    served = await state.serving(body.model, ServedModel, PATH, body.timeout)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise RequestError("best_of is only supported where it equals n", param="best_of", code="unsupported_parameter")
     given = listed(body)

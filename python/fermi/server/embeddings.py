@@ -32,7 +32,7 @@ DIGITS = 20
 async def embeddings(body: Annotated[EmbeddingBody, Depends(body_of(EmbeddingBody))], request: Request) -> Response:
     """One or several texts as vectors. Texts that are too long are refused, unless truncate_prompt_tokens cuts them."""
     state = state_of(request)
-    served = state.serving(body.model, ServedEmbedder, PATH)
+    served = await state.serving(body.model, ServedEmbedder, PATH, body.timeout)
     if body.dimensions is not None and body.dimensions > served.size:
         raise RequestError(
             f"dimensions: this model has {served.size} of them, not {body.dimensions}", param="dimensions"

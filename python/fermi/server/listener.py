@@ -106,8 +106,7 @@ class Listener:
 
     async def _end(self) -> None:
         """Stop the engines, which ends every request, then the server."""
-        for model in self.state.models:
-            await model.service.stop()
+        await self.state.residency.stop()
         self._server.stopping.set()
 
     @asynccontextmanager
@@ -120,8 +119,7 @@ class Listener:
         for call in self._starting:
             call()
         yield
-        for model in state.models:
-            await model.service.stop()
+        await state.residency.stop()
 
 
 class _Uvicorn(uvicorn.Server):

@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from fermi.config import Settings
 from fermi.defaults import Defaults
 from fermi.engine.embedding_service import EmbeddingService
+from fermi.engine.pool import Pool, Replica
 from fermi.engine.service import Service
-from fermi.errors import ConfigError
-from fermi.loader import LoadedEmbedder, LoadedModel, load
+from fermi.loader import LoadedEmbedder, LoadedModel, file_bytes, load
+from fermi.server.configured import names_of, split_alias
 from fermi.server.served import Served, ServedEmbedder, ServedModel, can_think
-
-
-def model_names(settings: Settings) -> list[str]:
-    """What to serve, each as it was given: ``[alias=]PATH_OR_ID``."""
-    return [settings.model.id, *settings.model.also]
 
 
 def load_served(given: str, settings: Settings) -> Served:
     """Load a model and start its engine. Raises ConfigError, HubError or CheckpointError, which say what to do."""
-    alias, source = split_alias(given)
+    _, source = split_alias(given)
     if given != settings.model.id:  # the revision and the task are the first model's
         own = settings.model.model_copy(update={"revision": None, "task": "auto"})
         settings = settings.model_copy(update={"model": own})
-    if settings.openai.engine_pool != 1:
-        raise ConfigError("openai.engine_pool: only 1 replica of the engine is supported")
-    loaded = load(source, settings, stream_slowdown=settings.openai.stream_slowdown)
-    folder_name = loaded.folder.name if Path(source).expanduser().is_dir() else source
-    name = alias or folder_name
-    aliases = frozenset({source, folder_name} - {name})
+    loaded = load(
+        source, settings, stream_slowdown=settings.openai.stream_slowdown, engines=settings.openai.engine_pool
+    )
+    name, aliases = names_of(given)
     if isinstance(loaded, LoadedEmbedder):
         return _serve_embedder(name, aliases, loaded, settings)
     return _serve_generator(name, aliases, loaded, settings)
 
 
+def weight_of(given: str, settings: Settings) -> int:
+    """About how many bytes a model will take: those of its weights' files, as far as they are here."""
+    return file_bytes(split_alias(given)[1], settings)
+
+
 def _serve_generator(name: str, aliases: frozenset[str], loaded: LoadedModel, settings: Settings) -> ServedModel:
-    service = Service(
-        loaded.engine, max_running=settings.engine.max_num_seqs, max_queued_requests=settings.openai.max_queue
-    )
+    service = _service(loaded, settings)
     service.start()
     template = loaded.tokenizer.chat_template
     wished = settings.openai.supports_thinking
@@ -52,8 +48,25 @@ def _serve_generator(name: str, aliases: frozenset[str], loaded: LoadedModel, se
         max_model_len=loaded.engine.max_model_len,
         defaults=Defaults.of(settings.generation, loaded.generation_config),
         thinks=can_think(template) if wished is None else wished,
+        memory=loaded.memory,
         facts=_facts(name, loaded, settings),
     )
+
+
+def _service(loaded: LoadedModel, settings: Settings) -> Service | Pool:
+    """What runs the model: a thread for each of its engines."""
+    engines = (loaded.engine, *loaded.replicas)
+    services = [
+        Service(
+            engine,
+            max_running=settings.engine.max_num_seqs,
+            max_queued_requests=-(-settings.openai.max_queue // len(engines)),
+        )
+        for engine in engines
+    ]
+    if len(services) == 1:
+        return services[0]
+    return Pool([Replica(service, engine) for service, engine in zip(services, engines, strict=True)])
 
 
 def _serve_embedder(name: str, aliases: frozenset[str], loaded: LoadedEmbedder, settings: Settings) -> ServedEmbedder:
@@ -70,6 +83,7 @@ def _serve_embedder(name: str, aliases: frozenset[str], loaded: LoadedEmbedder, 
         max_model_len=loaded.embedder.max_seq_length,
         size=model.dim,
         scores_pairs=loaded.scores_pairs,
+        memory=model.weight_bytes,
         facts={
             "model": f"{name}{source}",
             "format": f"{loaded.kind}, {model.parameters / 1e6:,.1f} M parameters, {gives}",
@@ -80,25 +94,19 @@ def _serve_embedder(name: str, aliases: frozenset[str], loaded: LoadedEmbedder, 
     )
 
 
-def split_alias(given: str) -> tuple[str | None, str]:
-    """Tell ``alias=source`` apart; a folder that has a = in its name is a source."""
-    alias, equals, source = given.partition("=")
-    if equals and alias and source and not Path(given).expanduser().exists():
-        return alias, source
-    return None, given
-
-
 def _facts(name: str, loaded: LoadedModel, settings: Settings) -> Mapping[str, str]:
     """What the banner says."""
     model, backend = loaded.model, loaded.model.backend
-    tokens = loaded.engine.stats().blocks.total * settings.engine.block_size
+    engines = (loaded.engine, *loaded.replicas)
+    tokens = sum(engine.stats().blocks.total for engine in engines) * settings.engine.block_size
     cache = tokens * loaded.engine.kv_spec.bytes_per_token
+    replicas = f" × {len(engines)} engines" if len(engines) > 1 else ""
     source = "" if name == loaded.source else f" ({loaded.source})"
     parameters = f"{model.parameters / 1e6:,.1f} M parameters"
     return {
         "model": f"{name}{source}",
         "format": f"{type(model).__name__}, {parameters}, {model.weight_format} safetensors",
-        "device": backend.description,
+        "device": f"{backend.description}{replicas}",
         "memory": f"weights {_size(model.weight_bytes)}, KV cache {_size(cache)} = {tokens:,} tokens",
         "context": f"{loaded.engine.max_model_len:,} tokens",
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-import threading
 
 from fermi.config import Settings
 from fermi.errors import FermiError
+from fermi.server.configured import configured, model_names
+from fermi.server.errors import NotReadyError
 from fermi.server.listener import Listener, bind
 from fermi.server.log import configure_logging, logger
 from fermi.server.registry import Registry
@@ -28,35 +30,34 @@ def run(settings: Settings) -> int:
     if not settings.openai.api_keys and host not in ("127.0.0.1", "::1"):
         logger().warning("open to the network without a key", address=address, hint="set FERMI_API_KEYS or --host")
     registry = Registry()
+    registry.starting = True
     listener = Listener(registry, settings, [listening])
-    listener.on_start(lambda: _load_in_thread(listener, registry, settings, address))
+    tasks: list[asyncio.Task[None]] = []
+    listener.on_start(lambda: tasks.append(listener.loop.create_task(_start(listener, settings, address))))
     logger().info("listening", address=address)
     return listener.run()
 
 
-def _load_in_thread(listener: Listener, registry: Registry, settings: Settings, address: str) -> None:
-    """Load the models one after the other, then hand all to the event loop at once."""
-
-    def ready(models: list[Served]) -> None:
-        for model in models:
-            registry.add(model)
-        _announce(models, settings, address)
-
-    def load() -> None:
-        from fermi.server.loading import load_served, model_names
-
-        try:
-            models = [load_served(name, settings) for name in model_names(settings)]
-        except FermiError as error:
-            logger().error("the model cannot be loaded", error=str(error))
-            listener.loop.call_soon_threadsafe(listener.fail)
-        except BaseException as error:
-            logger().exception("the model cannot be loaded", error=repr(error))
-            listener.loop.call_soon_threadsafe(listener.fail)
-        else:
-            listener.loop.call_soon_threadsafe(ready, models)
-
-    threading.Thread(target=load, name="fermi-load", daemon=True).start()
+async def _start(listener: Listener, settings: Settings, address: str) -> None:
+    """Load the models one after the other, unless requests are to do so, and then take requests."""
+    state = listener.state
+    for given in model_names(settings):
+        state.models.add(configured(given, settings))
+    try:
+        for entry in () if settings.openai.lazy else state.models.entries:
+            try:
+                await state.residency.load(entry)
+                await state.residency.take(entry)  # and so keep it while the others come
+            except NotReadyError as error:
+                logger().warning("a model is left for later", model=entry.name, reason=str(error))
+        if not settings.openai.lazy and not state.models.loaded:
+            listener.fail()
+            return
+    except FermiError:  # the log has it
+        listener.fail()
+        return
+    state.models.starting = False
+    _announce(list(state.models), settings, address)
 
 
 def _announce(models: list[Served], settings: Settings, address: str) -> None:

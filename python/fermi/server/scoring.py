@@ -34,7 +34,7 @@ async def rerank(body: Annotated[RerankBody, Depends(body_of(RerankBody))], requ
     What is too long is cut, as Cohere and Jina do it: at what the model takes, or at truncate_prompt_tokens.
     """
     state = state_of(request)
-    served = state.serving(body.model, ServedEmbedder, RERANK)
+    served = await state.serving(body.model, ServedEmbedder, RERANK, body.timeout)
     if served.scores_pairs and served.size != 1:
         raise RequestError(
             f"The model {served.name!r} has {served.size} labels, and no single one to rank by: use {SCORE}.",
@@ -64,7 +64,7 @@ async def score(body: Annotated[ScoreBody, Depends(body_of(ScoreBody))], request
     Texts that are too long are refused, unless truncate_prompt_tokens cuts them.
     """
     state = state_of(request)
-    served = state.serving(body.model, ServedEmbedder, SCORE)
+    served = await state.serving(body.model, ServedEmbedder, SCORE, body.timeout)
     left, right = ([given] if isinstance(given, str) else given for given in (body.text_1, body.text_2))
     if len(left) > 1 and len(right) not in (1, len(left)):
         message = f"text_1 holds {len(left)} texts and text_2 {len(right)}: as many, or one of either, are needed"

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from fermi.defaults import Defaults
 from fermi.engine.embedder import TokenSequence
@@ -39,6 +39,10 @@ class Service(Protocol):
     def ready(self) -> bool:
         """Whether requests are accepted."""
 
+    @property
+    def open_requests(self) -> int:
+        """Requests that have not ended."""
+
     async def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, give the others so many seconds, and end."""
 
@@ -68,6 +72,7 @@ class Served(ABC):
     Attributes:
         name: what /v1/models calls it; ``aliases`` are further names that requests may use.
         max_model_len: prompt and reply together, in tokens.
+        memory: bytes of its weights and caches, at the most.
         facts: what the banner says: model, format, device, memory, context.
     """
 
@@ -77,6 +82,7 @@ class Served(ABC):
     max_model_len: int
     aliases: frozenset[str] = frozenset()
     created: int = field(default_factory=lambda: int(time.time()))
+    memory: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -88,16 +94,6 @@ class Served(ABC):
     @abstractmethod
     def endpoints(self) -> tuple[str, ...]:
         """Where it answers."""
-
-    def card(self) -> dict[str, Any]:
-        """The entry of /v1/models."""
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "fermi",
-            "max_model_len": self.max_model_len,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +115,7 @@ class ServedModel(Served):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        return ("/v1/chat/completions", "/v1/completions")
+        return ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ from fastapi import Request
 
 from fermi.config import Settings
 from fermi.server.errors import NotReadyError
-from fermi.server.registry import Kind, Registry
+from fermi.server.registry import Entry, Kind, Registry
+from fermi.server.residency import Residency
 from fermi.server.served import Served
 
 RETRY_WHILE_LOADING_S = 2.0
@@ -25,6 +26,7 @@ class ServerState:
         started: when, on the monotonic clock, in seconds.
         total_requests: HTTP requests answered, of every kind.
         running: HTTP requests that are being answered, those of /health and its like excluded.
+        residency: which models are in memory.
         draining: no new work is taken; ``drained`` is set when the last that runs has ended after that.
     """
 
@@ -35,11 +37,21 @@ class ServerState:
     running: int = 0
     draining: bool = False
     drained: asyncio.Event = field(default_factory=asyncio.Event)
+    residency: Residency = field(init=False)
+
+    def __post_init__(self) -> None:
+        openai = self.settings.openai
+        self.residency = Residency(
+            self.models,
+            on_demand=openai.lazy or openai.keep_alive_ms > 0 or openai.max_loaded_memory is not None,
+            keep_alive_s=openai.keep_alive_ms / 1000,
+            memory=openai.max_loaded_memory,
+        )
 
     @property
     def ready(self) -> bool:
-        """Whether work is taken: the models are loaded, their engines live, and nobody drains."""
-        return self.models.loaded and not self.draining and all(model.service.ready for model in self.models)
+        """Whether work is taken: the models are known, the engines of those in memory live, and nobody drains."""
+        return self.models.known and not self.draining and all(model.service.ready for model in self.models)
 
     def drain(self) -> None:
         """Take no new work."""
@@ -52,28 +64,47 @@ class ServerState:
         if self.draining and not self.running:
             self.drained.set()
 
-    def model(self, name: str | None) -> Served:
-        """The model that a request names, or the first.
+    def entry(self, name: str | None) -> Entry:
+        """The model that a request names, or the first, in memory or not.
 
         Raises:
-            NotReadyError: none is loaded yet, or the server drains.
+            NotReadyError: the server does not know its models yet, or drains.
             ModelNotServedError: no model has that name.
         """
         self._refuse_unless_serving()
         return self.models.find(name)
 
-    def serving(self, name: str | None, kind: type[Kind], endpoint: str) -> Kind:
-        """The model that a request names, or the first of this kind that answers on the endpoint.
+    async def model(self, name: str | None) -> Served:
+        """The model that a request names, or the first, in memory at least until the running task ends.
 
-        Raises as `model`; RequestError where the model does not answer there.
+        Raises as `entry` and `Residency.take`.
+        """
+        return await self.residency.take(self.entry(name), self.time_for(None))
+
+    async def serving(self, name: str | None, kind: type[Kind], endpoint: str, timeout: float | None = None) -> Kind:
+        """The model that a request names, or the first of this kind that answers on the endpoint, as `model`.
+
+        ``timeout``: the request's own, in seconds. Raises as `model`; RequestError where the model does not answer
+        there.
         """
         self._refuse_unless_serving()
-        return self.models.serving(name, kind, endpoint)
+        while True:
+            entry = self.models.answering(name, endpoint)
+            served = await self.residency.take(entry, self.time_for(timeout))
+            if isinstance(served, kind) and endpoint in served.endpoints:
+                return served
+            # Only now it is known what it is: the next round refuses it, or tries another where none was named.
+
+    def time_for(self, timeout: float | None) -> float | None:
+        """Seconds that a request may take: the less of its own time and the server's; None: no bound."""
+        limits = [] if timeout is None else [timeout]
+        limits += [self.settings.openai.timeout_ms / 1000] if self.settings.openai.timeout_ms else []
+        return min(limits, default=None)
 
     def _refuse_unless_serving(self) -> None:
         if self.draining:
             raise NotReadyError("The server is shutting down.", retry_after=RETRY_WHILE_DRAINING_S)
-        if not self.models.loaded:
+        if not self.models.known:
             raise NotReadyError("The model is being loaded.", retry_after=RETRY_WHILE_LOADING_S)
 
 

@@ -21,7 +21,7 @@ router = APIRouter(tags=["tokenizer"])
 @router.post("/v1/tokenize", include_in_schema=False)
 async def tokenize(body: Annotated[TokenizeBody, Depends(body_of(TokenizeBody))], request: Request) -> dict[str, Any]:
     """The token ids of a text, or of a conversation in the model's chat format."""
-    served = state_of(request).model(body.model)
+    served = await state_of(request).model(body.model)
     template = served.template if isinstance(served, ServedModel) else served.tokenizer.chat_template
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("either prompt or messages is needed", param="prompt")
@@ -51,14 +51,14 @@ async def detokenize(
     body: Annotated[DetokenizeBody, Depends(body_of(DetokenizeBody))], request: Request
 ) -> dict[str, str]:
     """The text of token ids."""
-    served = state_of(request).model(body.model)
+    served = await state_of(request).model(body.model)
     return {"prompt": served.tokenizer.decode(body.tokens, body.skip_special_tokens)}
 
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(request: Request, model: str | None = None) -> dict[str, Any]:
     """The tokenizer's facts under the names of tokenizer_config.json."""
-    served = state_of(request).model(model)
+    served = await state_of(request).model(model)
     tokenizer = served.tokenizer
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

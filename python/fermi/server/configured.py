@@ -1,0 +1,52 @@
+"""From what the command line names to a model that can be loaded; nothing here touches its weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from fermi.config import Settings
+from fermi.server.registry import Entry
+from fermi.server.served import Served
+
+
+def model_names(settings: Settings) -> list[str]:
+    """What to serve, each as it was given: ``[alias=]PATH_OR_ID``."""
+    return [settings.model.id, *settings.model.also]
+
+
+def split_alias(given: str) -> tuple[str | None, str]:
+    """Tell ``alias=source`` apart; a folder that has a = in its name is a source."""
+    alias, equals, source = given.partition("=")
+    if equals and alias and source and not Path(given).expanduser().exists():
+        return alias, source
+    return None, given
+
+
+def names_of(given: str) -> tuple[str, frozenset[str]]:
+    """What clients call a model: its name, and others that they may use."""
+    alias, source = split_alias(given)
+    path = Path(source).expanduser()
+    folder_name = path.resolve().name if path.is_dir() else source
+    name = alias or folder_name
+    return name, frozenset({source, folder_name} - {name})
+
+
+def configured(given: str, settings: Settings, *, alias: str | None = None) -> Entry:
+    """A model that is not in memory. ``alias`` wins over one in ``given``."""
+    if alias is not None:
+        given = f"{alias}={split_alias(given)[1]}"
+    name, aliases = names_of(given)
+    return Entry(name, aliases, load=partial(_load, given, settings), weigh=partial(_weigh, given, settings))
+
+
+def _load(given: str, settings: Settings) -> Served:
+    from fermi.server.loading import load_served  # late: what it imports takes longer than a server may to listen
+
+    return load_served(given, settings)
+
+
+def _weigh(given: str, settings: Settings) -> int:
+    from fermi.server.loading import weight_of
+
+    return weight_of(given, settings)
