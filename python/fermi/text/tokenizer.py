@@ -235,6 +235,14 @@ class Tokenizer:
         """``token_bytes`` as a string, with U+FFFD for parts of characters; special tokens as they are written."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def token_ids(self) -> Iterable[int]:
+        """Every id that stands for something, in no order."""
+        return self._backend.get_vocab(with_added_tokens=True).values()
+
+    def serialized(self) -> str:
+        """The tokenizer.json of the tokenizer as it is, with what the configs beside the file added to it."""
+        return self._backend.to_str()
+
     def holds_text(self, token_ids: Iterable[int]) -> bool:
         """Whether any of them is more than a special token: what is generated after them goes on from a text."""
         return any(token_id not in self.special_token_ids for token_id in token_ids)

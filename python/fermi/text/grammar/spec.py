@@ -1,0 +1,147 @@
+"""What a reply may be bound to, and how llguidance is told of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from llguidance import LLMatcher
+
+from fermi.errors import RequestError
+from fermi.text.grammar.gbnf import lark_of_gbnf
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+__all__ = ["GBNF", "Choice", "GrammarSpec", "JsonObject", "JsonSchema", "Lark", "Regex", "describe"]
+
+#: Characters of a schema or grammar, at most. Compiling takes about a millisecond for a thousand of them.
+MAX_CHARACTERS = 2**17
+#: Of JSON inside JSON.
+MAX_DEPTH = 64
+#: Between JSON's tokens: a space, or line ends and an indentation. Unbounded white space is what weak models get lost
+#: in, so what stands between two tokens ends somewhere.
+WHITE_SPACE = r"( |\n{1,2}[ \t]{0,40})"
+
+
+@dataclass(frozen=True, slots=True)
+class JsonObject:
+    """Any JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """JSON that a schema (draft 2020-12) accepts, its properties in the schema's order.
+
+    Attributes:
+        schema: an object, or the text of one.
+        strict: refuse keywords that cannot be enforced; otherwise they are left out.
+    """
+
+    schema: Mapping[str, Any] | str
+    strict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """Text that a regular expression matches as a whole: Rust's syntax, without look-around and back references."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of these texts."""
+
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lark:
+    """A context-free grammar in llguidance's dialect of Lark (docs/syntax.md of github.com/guidance-ai/llguidance)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GBNF:
+    """A grammar as llama.cpp writes them; the rule ``root`` is the whole reply."""
+
+    text: str
+
+
+GrammarSpec: TypeAlias = "JsonObject | JsonSchema | Regex | Choice | Lark | GBNF"
+
+
+def describe(spec: GrammarSpec) -> str:
+    """The spec as llguidance reads it: JSON with a list of grammars, the first of which is the whole.
+
+    Equal specs give equal texts. RequestError for a spec that is malformed or too long; whether the grammar itself is
+    good only compiling tells.
+    """
+    match spec:
+        case JsonObject():
+            return _schema({"type": "object"}, strict=True)
+        case JsonSchema():
+            return _schema(_parsed(spec.schema), strict=spec.strict)
+        case Regex():
+            return LLMatcher.grammar_from_regex(_bounded(spec.pattern, "the regular expression"))
+        case Choice():
+            return _choices(spec.choices)
+        case Lark():
+            return _lark(_bounded(spec.text, "the grammar"))
+        case GBNF():
+            return _lark(lark_of_gbnf(_bounded(spec.text, "the grammar")))
+
+
+def _schema(schema: Mapping[str, Any], *, strict: bool) -> str:
+    overrides: JsonCompileOptions = {"whitespace_pattern": WHITE_SPACE, "lenient": not strict}
+    # A schema's own wishes are not taken: they would lift the bound of the white space.
+    own = {name: value for name, value in schema.items() if name != "x-guidance"}
+    try:
+        return LLMatcher.grammar_from_json_schema(_bounded(json.dumps(own), "the JSON schema"), overrides=overrides)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RequestError(f"the JSON schema cannot be read: {error}") from None
+
+
+def _parsed(schema: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(_bounded(schema, "the JSON schema"))
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the JSON schema is not JSON: {error}") from None
+    if not isinstance(schema, Mapping):
+        raise RequestError("the JSON schema must be an object")
+    if _deeper(schema, MAX_DEPTH):
+        raise RequestError(f"the JSON schema is nested more than {MAX_DEPTH} deep")
+    return schema
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    """Whether JSON is nested deeper than that; looks no deeper."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return False
+    return depth == 0 or any(_deeper(each, depth - 1) for each in value)
+
+
+def _lark(text: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": text}]})
+
+
+def _choices(choices: tuple[str, ...]) -> str:
+    if not choices or not all(isinstance(choice, str) for choice in choices):
+        raise RequestError("a choice must be among at least one text, and only texts")
+    listed = "\n  | ".join(json.dumps(choice) for choice in dict.fromkeys(choices))
+    return _lark(_bounded(f"start: CHOICE\nCHOICE: {listed}", "the list of choices"))
+
+
+def _bounded(text: str, what: str) -> str:
+    if not isinstance(text, str):
+        raise RequestError(f"{what} must be a string")
+    if len(text) > MAX_CHARACTERS:
+        raise RequestError(f"{what} is longer than {MAX_CHARACTERS:,} characters")
+    return text
