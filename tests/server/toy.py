@@ -22,6 +22,7 @@ from fermi.errors import ContextLengthError
 from fermi.server.registry import Registry
 from fermi.server.served import ServedEmbedder, ServedModel, can_think
 from fermi.text.chat import ChatTemplate
+from fermi.text.grammar import GrammarCompiler
 from fermi.text.sentences import Prompts, Sentences
 from fermi.text.tokenizer import Tokenizer
 
@@ -201,6 +202,7 @@ def toy_model(
         name=name,
         tokenizer=tokenizer,
         template=tokenizer.chat_template,
+        grammars=GrammarCompiler(tokenizer),
         service=service,
         max_model_len=service.max_model_len,
         defaults=defaults or Defaults(),

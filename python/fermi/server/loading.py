@@ -12,6 +12,7 @@ from fermi.engine.service import Service
 from fermi.loader import LoadedEmbedder, LoadedModel, file_bytes, load
 from fermi.server.configured import names_of, split_alias
 from fermi.server.served import Served, ServedEmbedder, ServedModel, can_think
+from fermi.text.grammar import GrammarCompiler
 
 
 def load_served(given: str, settings: Settings) -> Served:
@@ -44,6 +45,7 @@ def _serve_generator(name: str, aliases: frozenset[str], loaded: LoadedModel, se
         aliases=aliases,
         tokenizer=loaded.tokenizer,
         template=template,
+        grammars=GrammarCompiler(loaded.tokenizer, loaded.model.vocab_size),
         service=service,
         max_model_len=loaded.engine.max_model_len,
         defaults=Defaults.of(settings.generation, loaded.generation_config),

@@ -16,6 +16,7 @@ from fermi.engine.event import Event
 from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
 from fermi.text.chat import ChatTemplate
+from fermi.text.grammar import GrammarCompiler
 from fermi.text.reasoning import ReasoningSplitter
 from fermi.text.sentences import Sentences
 from fermi.text.tokenizer import Tokenizer
@@ -101,10 +102,12 @@ class ServedModel(Served):
     """One that generates text.
 
     Attributes:
+        grammars: compiles what bounds replies.
         thinks: the model can think before it answers.
     """
 
     template: ChatTemplate
+    grammars: GrammarCompiler
     service: GeneratingService
     defaults: Defaults
     thinks: bool = False
