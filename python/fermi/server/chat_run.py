@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fermi.engine.event import TokenLogprobs
 from fermi.errors import RequestError
@@ -116,21 +116,34 @@ class ChatRun:
         return ChatNews(piece.index, delta, piece.logprobs, reason)
 
 
-async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
-    """Check everything and submit it. Raises what `fermi.errors` has for a client; ``path``: the endpoint it asked."""
+class ReadChat(NamedTuple):
+    """A conversation that was checked and made into a prompt, and not yet submitted."""
+
+    served: ServedModel
+    plan: ThinkingPlan
+    tools: list[dict[str, Any]]
+    prompt: Prompt
+
+
+async def read_chat(body: ChatBody, state: ServerState, path: str) -> ReadChat:
+    """The prompt of a conversation. Raises as `start_chat`, but for what the engine refuses."""
     served = await state.serving(body.model, ServedModel, path, body.timeout)
     check_honourable(body)
-    settings = state.settings.openai
-    plan = ThinkingPlan.of(body, served, settings)
+    plan = ThinkingPlan.of(body, served, state.settings.openai)
     tools = wanted_tools(body)
-    messages = conversation(body, settings.default_system_prompt)
-    prompt = await rendered(body, served, plan, messages, tools)
+    messages = conversation(body, state.settings.openai.default_system_prompt)
+    return ReadChat(served, plan, tools, await rendered(body, served, plan, messages, tools))
+
+
+async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
+    """Check everything and submit it. Raises what `fermi.errors` has for a client; ``path``: the endpoint it asked."""
+    served, plan, tools, prompt = await read_chat(body, state, path)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     limit = room(served, prompt, asked, default=served.defaults.max_tokens, param="messages", field=name)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, served, max_tokens=limit, logprobs=logprobs)
-    submitted = engine_request(served, body, prompt, params, settings.timeout_ms)
+    submitted = engine_request(served, body, prompt, params, state.settings.openai.timeout_ms)
     generation = Generation(served, [submitted], params, continues=bool(body.continue_final_message))
     texts = [ChatText(plan, prompt.text or "", bool(tools)) for _ in generation.choices]
     return ChatRun(body, served, params, plan, generation, texts)
