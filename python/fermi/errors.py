@@ -17,6 +17,7 @@
     ├── QueueFullError                       too many requests wait; try again later
     ├── DeadlineError                        the request's time was over before its first token
     └── EngineError                          the engine failed; not the request's fault
+        └── EngineDownError                  it takes no requests: it starts anew after a crash, or has ended
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthError",
     "DeadlineError",
+    "EngineDownError",
     "EngineError",
     "FermiError",
     "GatedModelError",
@@ -120,3 +122,7 @@ class DeadlineError(FermiError):
 
 class EngineError(FermiError):
     """The engine failed while the request ran; the request itself may be fine."""
+
+
+class EngineDownError(EngineError):
+    """The engine takes no requests: it starts anew after a crash, has failed for good, or was stopped."""

@@ -13,8 +13,8 @@ import pytest
 
 from engine.toy_encoder import ToyEncoder, row, sequence_of, sequences_of
 from fermi.engine.embedder import Embedder
-from fermi.engine.embedding_service import EmbeddingService
-from fermi.errors import ContextLengthError, EngineError, QueueFullError, RequestError
+from fermi.engine.embedding_service import MOST_FAILURES, EmbeddingService
+from fermi.errors import ContextLengthError, EngineDownError, EngineError, QueueFullError, RequestError
 
 
 @asynccontextmanager
@@ -193,8 +193,35 @@ async def test_a_dead_thread_ends_every_request() -> None:
                 await future
         assert not service.ready
         assert service.open_requests == 0
-        with pytest.raises(EngineError, match="nothing left"):
+        with pytest.raises(EngineDownError):
             service.submit(sequences_of(4))
+
+
+async def test_a_crashed_thread_starts_anew() -> None:
+    model = ToyEncoder()
+    async with running(model, max_restarts=1) as service:
+        for crash in range(2):
+            model.failure = SystemExit("nothing left")
+            with pytest.raises(EngineError, match="nothing left"):
+                await service.submit(sequences_of(4))
+            model.failure = None
+            while not service.ready:
+                await asyncio.sleep(0)
+            assert (await service.submit(sequences_of(4))).shape == (1, 4)
+            assert service.restarts == crash + 1
+
+
+async def test_batches_that_keep_failing_are_a_crash() -> None:
+    model = ToyEncoder()
+    async with running(model, max_restarts=1) as service:
+        model.failure = ValueError("the device is gone")
+        for _ in range(2 * MOST_FAILURES):
+            with pytest.raises(EngineError):
+                await service.submit(sequences_of(4))
+            while service.alive and not service.ready:
+                await asyncio.sleep(0)
+        assert not service.ready
+        assert service.restarts == 1
 
 
 async def test_stop_lets_requests_finish() -> None:
@@ -204,7 +231,7 @@ async def test_stop_lets_requests_finish() -> None:
     await service.stop(drain_s=600)
     assert (await future).shape == (40, 4)
     assert not service.ready
-    with pytest.raises(EngineError, match="not running"):
+    with pytest.raises(EngineError, match="is not running"):
         service.submit(sequences_of(4))
 
 

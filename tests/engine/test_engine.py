@@ -10,7 +10,7 @@ import pytest
 
 from fermi.engine.blocks import BlockPool
 from fermi.engine.drawing import Drawing
-from fermi.engine.engine import Engine
+from fermi.engine.engine import MOST_FAILURES, Engine
 from fermi.engine.event import Event
 from fermi.engine.eviction import LRU
 from fermi.engine.limits import Limits
@@ -101,6 +101,49 @@ def test_a_failing_step_ends_what_runs_and_the_engine_goes_on() -> None:
     assert event.error == "RuntimeError: the device is lost"
     runner.failure = None
     assert len(tokens_of(drain(engine), "second")) == 3
+
+
+def test_steps_that_keep_failing_are_no_fault_of_requests() -> None:
+    engine, runner = make()
+    for number in range(2 * MOST_FAILURES):  # with a step that succeeds between each two
+        runner.failure = RuntimeError("a bad request")
+        engine.add(request(f"bad{number}", [1, 2], max_tokens=2))
+        assert [event.finish_reason for event in drain(engine)] == ["error"]
+        runner.failure = None
+        engine.add(request(f"good{number}", [1, 2], max_tokens=2))
+        drain(engine)
+    runner.failure = RuntimeError("the device is lost")
+    for number in range(MOST_FAILURES - 1):
+        engine.add(request(f"lost{number}", [1, 2], max_tokens=2))
+        drain(engine)
+    engine.add(request("last", [1, 2], max_tokens=2))
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        engine.step()
+
+
+def test_a_reset_engine_begins_anew() -> None:
+    made: list[LogitsRunner] = []
+
+    def parts() -> tuple[Scheduler, LogitsRunner]:
+        bounds = Limits(max_num_seqs=8, max_num_batched_tokens=32, max_model_len=64, vocab_size=VOCAB)
+        made.append(LogitsRunner())
+        return Scheduler(BlockPool(64, 4, LRU()), bounds), made[-1]
+
+    engine = Engine.assemble_by(parts, lambda: 0.0)
+    prompt = list(range(9))
+    engine.add(request("a", prompt, max_tokens=4, temperature=0.0))
+    expected = tokens_of(drain(engine), "a")
+    engine.add(request("b", prompt, max_tokens=9, temperature=0.0))
+    [event] = engine.step()
+    assert event.cached_tokens == 8
+    engine.reset()
+    assert not engine.has_work
+    assert engine.stats().blocks.used == engine.stats().blocks.cached == 0
+    engine.add(request("b", prompt, max_tokens=4, temperature=0.0))
+    events = drain(engine)
+    assert tokens_of(events, "b") == expected
+    assert {event.cached_tokens for event in events} == {0}
+    assert [runner.steps for runner in made] == [5, 4]
 
 
 def test_a_seed_gives_the_same_tokens_whatever_else_runs() -> None:

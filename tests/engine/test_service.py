@@ -17,7 +17,7 @@ from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
 from fermi.engine.service import Service
 from fermi.engine.stream import Stream
-from fermi.errors import EngineError, QueueFullError, RequestError
+from fermi.errors import EngineDownError, EngineError, QueueFullError, RequestError
 
 
 class ScriptedEngine:
@@ -33,6 +33,9 @@ class ScriptedEngine:
         self.stepped = threading.Semaphore(0)
         self.events: list[Event] = []
         self.failure: BaseException | None = None
+        self.resets: list[BaseException | None] = []  # what the next ones raise
+        self.resetting = threading.Semaphore(0)
+        self.may_reset = threading.Semaphore(0)
         self.threads: set[int] = set()
         self.running_limit = 1000
 
@@ -79,6 +82,14 @@ class ScriptedEngine:
             events.append(event)
         self.stepped.release()
         return events
+
+    def reset(self) -> None:
+        self.resetting.release()
+        self.may_reset.acquire()
+        failure = self.resets.pop(0)
+        if failure is not None:
+            raise failure
+        self.given, self.events, self.failure = {}, [], None
 
     def stats(self) -> SchedulerStats:
         running = min(len(self.given), self.running_limit)
@@ -263,8 +274,61 @@ async def test_a_dead_engine_ends_every_stream(caplog: pytest.LogCaptureFixture)
             assert [event.index for event in ends] == [0, 1]
             assert all(event.finish_reason == "error" and "nothing left" in (event.error or "") for event in ends)
         assert not service.ready
-        with pytest.raises(EngineError, match="nothing left"):
+        with pytest.raises(EngineDownError):
             service.submit(request("late"))
+
+
+async def test_a_crashed_engine_starts_anew() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_restarts=2) as service:
+        for crash in range(3):  # none of them in a row with another
+            streams = [service.submit(request(f"r{number}", 9)) for number in range(3)]
+            engine.failure = SystemError("what nobody foresaw")
+            engine.resets = [None]
+            engine.permits.release(1)
+            for events in await asyncio.gather(*map(read, streams)):
+                assert [event.finish_reason for event in events] == ["error"]
+            await acquired(engine.resetting)
+            assert not service.ready
+            with pytest.raises(EngineDownError):
+                service.submit(request("early"))
+            engine.may_reset.release()
+            while not service.ready:
+                await asyncio.sleep(0)
+            assert service.restarts == crash + 1
+            engine.permits.release(3)
+            assert tokens_of(await read(service.submit(request("next")))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("at_reset", [False, True])
+async def test_crashes_in_a_row_are_bounded(at_reset: bool) -> None:
+    engine = ScriptedEngine(free=True)
+    service = Service(engine, max_restarts=2)
+    service.start()
+    for _ in range(1 if at_reset else 3):
+        engine.failure = SystemError("again")
+        engine.resets = [SystemError("not now")] * 2 if at_reset else [None]
+        [event] = await read(service.submit(request("r")))
+        assert event.finish_reason == "error"
+        engine.may_reset.release(2)
+        while not service.ready and service.alive:
+            await asyncio.sleep(0)
+    assert not service.ready
+    assert service.restarts == (0 if at_reset else 2)
+    await service.stop()
+
+
+async def test_stop_does_not_wait_for_a_crashed_engine() -> None:
+    engine = ScriptedEngine(free=True)
+    service = Service(engine, max_restarts=1)
+    service.start()
+    engine.failure, engine.resets = SystemError("once"), [None]
+    await read(service.submit(request("r")))
+    await acquired(engine.resetting)
+    stopping = asyncio.ensure_future(service.stop())
+    engine.may_reset.release()
+    await stopping
+    assert not service.alive
 
 
 async def test_stop_lets_requests_finish() -> None:
@@ -299,7 +363,7 @@ async def test_stop_before_start() -> None:
 
 
 async def test_nothing_is_accepted_before_start() -> None:
-    with pytest.raises(EngineError, match="not running"):
+    with pytest.raises(EngineError, match="is not running"):
         Service(ScriptedEngine()).submit(request("r"))
 
 

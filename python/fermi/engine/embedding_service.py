@@ -17,7 +17,10 @@ from fermi.engine.worker import Worker
 from fermi.errors import EngineError, QueueFullError
 from fermi.models.embedding import TokenSequence
 
-__all__ = ["EmbeddingService", "EmbeddingStats", "Rows"]
+__all__ = ["MOST_FAILURES", "EmbeddingService", "EmbeddingStats", "Rows"]
+
+#: Batches that may fail in a row before the fault is not the requests'.
+MOST_FAILURES = 3
 
 #: What a request gets: float32 [sequences, dim].
 Rows: TypeAlias = npt.NDArray[np.float32]
@@ -83,10 +86,15 @@ class EmbeddingService(Worker):
         *,
         max_queued_requests: int = 1024,
         max_queued_tokens: int = 2**22,
+        max_restarts: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``clock`` gives seconds; what a token takes by it says when a refused client should try again."""
-        super().__init__("fermi-embedder")
+        """``clock`` gives seconds; what a token takes by it says when a refused client should try again.
+
+        ``max_restarts``: of the embedder's thread after crashes, in a row.
+        """
+        super().__init__("fermi-embedder", max_restarts=max_restarts)
+        self._failures = 0  # batches that failed, in a row
         self._embedder = embedder
         self._max_queued_requests = max_queued_requests
         self._max_queued_tokens = max_queued_tokens
@@ -121,7 +129,8 @@ class EmbeddingService(Worker):
         Raises:
             RequestError: it can never be served.
             QueueFullError: too many wait; says when to try again.
-            EngineError: the service has stopped, or was not started. As the future's: it failed.
+            EngineDownError: the service has stopped, or was not started.
+            EngineError: as the future's: it failed.
         """
         self._embedder.check(sequences, param)
         job = _Job(sequences, self._embedder.dim, asyncio.get_running_loop())
@@ -197,9 +206,14 @@ class EmbeddingService(Worker):
         try:
             rows = self._embedder.run(sequences)
         except Exception as error:
+            self._failures += 1
+            if self._failures >= MOST_FAILURES:
+                raise
             failure = EngineError(f"the engine has failed: {type(error).__name__}: {error}")
             self._end({job for job, _ in batch}, failure)
             return
+        self._failures = 0
+        self._worked()
         tokens = sum(len(sequence.token_ids) for sequence in sequences)
         ended: set[_Job] = set()
         for (job, place), row in zip(batch, rows, strict=True):
@@ -234,6 +248,10 @@ class EmbeddingService(Worker):
         with self._condition:
             left = set(self._open)
         self._end(left, EngineError(message))
+
+    def _reset(self) -> None:
+        """An embedder keeps nothing between its batches."""
+        self._failures = 0
 
 
 def _settle(jobs: Sequence[_Job], failure: EngineError | None) -> None:

@@ -24,13 +24,12 @@ from fermi.engine.window import Window, reach_of
 from fermi.errors import EngineError
 from fermi.models import KVCache, KVSpec, Model
 
-__all__ = ["Engine", "EngineConfig", "StepRunner"]
+__all__ = ["MOST_FAILURES", "Engine", "EngineConfig", "StepRunner"]
 
 #: Logits per step for prompt log-probabilities, at most: 64 MiB of them.
 SCORED_NUMBERS = 2**24
 
-
-#: Steps that may fail in a row.
+#: Steps that may fail in a row before the fault is not the requests'.
 MOST_FAILURES = 3
 
 
@@ -92,8 +91,13 @@ class Engine:
     @classmethod
     def assemble(cls, scheduler: Scheduler, runner: StepRunner, clock: Callable[[], float]) -> Engine:
         """An engine of given parts, for tests and other runners. ``clock`` gives seconds."""
+        return cls.assemble_by(lambda: (scheduler, runner), clock)
+
+    @classmethod
+    def assemble_by(cls, parts: Callable[[], tuple[Scheduler, StepRunner]], clock: Callable[[], float]) -> Engine:
+        """An engine of parts that are made now, and again by ``reset``."""
         engine = cls.__new__(cls)
-        engine._assemble(lambda: (scheduler, runner), clock)
+        engine._assemble(parts, clock)
         return engine
 
     def _assemble(self, parts: Callable[[], tuple[Scheduler, StepRunner]], clock: Callable[[], float]) -> None:

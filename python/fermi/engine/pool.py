@@ -8,11 +8,12 @@ from dataclasses import fields
 from typing import NamedTuple, Protocol
 
 from fermi.engine.blocks import PoolStats
+from fermi.engine.distribution import Distribution
 from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
-from fermi.engine.service import Service
+from fermi.engine.service import BATCH_SIZES, Service
 from fermi.engine.stream import Stream
-from fermi.errors import EngineError, QueueFullError
+from fermi.errors import EngineDownError, QueueFullError
 
 __all__ = ["Cache", "Pool", "Replica"]
 
@@ -66,6 +67,19 @@ class Pool:
         counts = [name.name for name in fields(SchedulerStats) if name.name != "blocks"]
         return SchedulerStats(**{name: sum(getattr(one, name) for one in each) for name in counts}, blocks=blocks)
 
+    @property
+    def batch_sizes(self) -> Distribution:
+        """Steps of all replicas by the sequences that were computed in them."""
+        sizes = Distribution(BATCH_SIZES)
+        for replica in self._replicas:
+            sizes.merge(replica.service.batch_sizes)
+        return sizes
+
+    @property
+    def restarts(self) -> int:
+        """How often replicas have started anew after a crash."""
+        return sum(replica.service.restarts for replica in self._replicas)
+
     async def stop(self, drain_s: float = 0.0) -> None:
         """Refuses new requests, gives the others that many seconds, aborts what is left, and ends every thread."""
         await asyncio.gather(*(replica.service.stop(drain_s) for replica in self._replicas))
@@ -82,7 +96,7 @@ class Pool:
             else:
                 self._given[place] += 1
                 return stream
-        raise full or EngineError("the engine is not running")
+        raise full or EngineDownError("The engine is not running: it restarts after a failure, or has ended.")
 
     def _by_suitability(self, request: Request) -> list[int]:
         """Replicas that live: the one that holds most of the prompt's beginning, unless it is much busier than the

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from fermi.engine.distribution import Distribution
 from fermi.engine.event import Event
 from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
@@ -15,7 +16,10 @@ from fermi.engine.stream import Stream
 from fermi.engine.worker import Worker
 from fermi.errors import QueueFullError, RequestError
 
-__all__ = ["Service", "Steps"]
+__all__ = ["BATCH_SIZES", "Service", "Steps"]
+
+#: Bounds of the steps' numbers of sequences that are told apart.
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Steps(Protocol):
@@ -28,6 +32,7 @@ class Steps(Protocol):
     def abort(self, request_id: str, index: int | None = None) -> None: ...
     def abort_all(self) -> None: ...
     def step(self) -> list[Event]: ...
+    def reset(self) -> None: ...
     def stats(self) -> SchedulerStats: ...
 
 
@@ -72,9 +77,14 @@ class Service(Worker):
         max_running: int = 64,
         max_queued_requests: int = 1024,
         max_queued_tokens: int = 2**22,
+        max_restarts: int = 0,
     ) -> None:
-        """``max_running``: sequences that the engine runs at a time; beyond them requests and their prompts queue."""
-        super().__init__("fermi-engine")
+        """
+        Args:
+            max_running: sequences that the engine runs at a time; beyond them requests and their prompts queue.
+            max_restarts: of the engine after crashes, in a row; its prefix cache is empty then.
+        """
+        super().__init__("fermi-engine", max_restarts=max_restarts)
         self._engine = engine
         self._max_running = max_running
         self._max_queued_requests = max_queued_requests
@@ -85,6 +95,7 @@ class Service(Worker):
         self._streams: dict[str, tuple[Stream, Outbox, set[int]]] = {}  # with the sequences that have not ended
         self._outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}
         self._stats = engine.stats()
+        self._batch_sizes = Distribution(BATCH_SIZES)
         self._life_s = 1.0  # of a request, a running mean
 
     # On the event loops
@@ -93,6 +104,11 @@ class Service(Worker):
     def stats(self) -> SchedulerStats:
         """The engine's counts after its last step."""
         return self._stats
+
+    @property
+    def batch_sizes(self) -> Distribution:
+        """Steps by the sequences that were computed in them."""
+        return self._batch_sizes
 
     @property
     def open_requests(self) -> int:
@@ -105,7 +121,7 @@ class Service(Worker):
         Raises:
             RequestError: it can never be served, or its id is in use.
             QueueFullError: too many wait; says when to try again.
-            EngineError: the service has stopped, or was not started.
+            EngineDownError: the service has stopped, starts anew, or was not started.
         """
         self._engine.check(request)
         loop = asyncio.get_running_loop()
@@ -177,7 +193,7 @@ class Service(Worker):
         """Sends each event loop its news, and forgets the requests that have ended."""
         news: dict[Outbox, list[tuple[Stream, Event]]] = {}
         with self._condition:
-            self._stats = self._engine.stats()
+            self._note_stats()
             for event in events:
                 entry = self._streams.get(event.request_id)
                 if entry is None:
@@ -186,6 +202,8 @@ class Service(Worker):
                 news.setdefault(outbox, []).append((stream, event))
                 if event.finish_reason is not None:
                     unended.discard(event.index)
+                    if event.finish_reason in ("stop", "length"):
+                        self._worked()
                     if event.timing is not None:
                         life_s = event.timing.first_token_s + event.timing.decode_s
                         self._life_s += (life_s - self._life_s) / 16
@@ -195,6 +213,11 @@ class Service(Worker):
                 self._condition.notify_all()  # a drain may wait for this
         for outbox, entries in news.items():
             self._send(outbox, entries)
+
+    def _note_stats(self) -> None:
+        before, self._stats = self._stats, self._engine.stats()
+        if self._stats.steps > before.steps:
+            self._batch_sizes.add(self._stats.step_sequences - before.step_sequences)
 
     def _send(self, outbox: Outbox, news: list[tuple[Stream, Event]]) -> None:
         try:
@@ -207,6 +230,8 @@ class Service(Worker):
         with self._condition:
             left = list(self._streams.values())
             self._streams.clear()
+            self._inbox.clear()
+            self._posted_requests = self._posted_tokens = 0
             self._condition.notify_all()
         for stream, outbox, unended in left:
             news = [(stream, _error(stream.request, index, message)) for index in sorted(unended)]
@@ -214,6 +239,10 @@ class Service(Worker):
                 outbox.send(news)
             except RuntimeError:
                 continue
+
+    def _reset(self) -> None:
+        self._engine.reset()
+        self._stats = self._engine.stats()
 
 
 def _error(request: Request, index: int, message: str) -> Event:
