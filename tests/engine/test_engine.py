@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class LogitsRunner:
         self.steps += 1
         if self.failure is not None:
             raise self.failure
-        return self.drawing.draw(plan, self.compute(plan.work)) if plan.work else StepOutput()
+        return self.drawing.draw(plan, self.compute(plan.work), self.drawing.start(plan)) if plan.work else StepOutput()
 
     def compute(self, work: list[Work]) -> npt.NDArray[np.float32]:
         rows = []
@@ -209,7 +210,9 @@ def test_end_tokens_are_not_drawn_before_min_tokens() -> None:
 
 
 class Countdown:
-    """Allows 5, then 4, … then anything."""
+    """Allows 5, then 4, … then fails."""
+
+    free = False
 
     def __init__(self, start: int = 5) -> None:
         self.next = start
@@ -217,10 +220,13 @@ class Countdown:
     def start(self) -> Countdown:
         return Countdown(self.next)
 
-    def fill(self, mask: npt.NDArray[np.uint32]) -> None:
-        if self.next < 0:
-            raise ValueError("blast off")
-        mask[self.next // 32] |= np.uint32(1 << (self.next % 32))
+    @staticmethod
+    def fill(constraints: Sequence[Countdown], masks: npt.NDArray[np.uint32]) -> dict[int, str]:
+        masks[:] = 0
+        for row, each in enumerate(constraints):
+            if each.next >= 0:
+                masks[row, each.next // 32] = 1 << (each.next % 32)
+        return {row: "blast off" for row, each in enumerate(constraints) if each.next < 0}
 
     def accept(self, token_id: int) -> None:
         assert token_id == self.next

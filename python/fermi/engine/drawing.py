@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Set
 
 import numpy as np
 import numpy.typing as npt
 
 from fermi.engine._sampler import Draws, Sampler
 from fermi.engine.event import TokenLogprobs
+from fermi.engine.masks import Masks, StepMasks, Words
 from fermi.engine.plan import Plan, StepOutput
 from fermi.engine.sequence import Sequence
 
@@ -26,8 +27,13 @@ class Drawing:
 
     def __init__(self, vocab_size: int, threads: int = 1) -> None:
         self._sampler = Sampler(vocab_size, threads)
+        self._masks = Masks(vocab_size)
 
-    def draw(self, plan: Plan, logits: Logits) -> StepOutput:
+    def start(self, plan: Plan) -> StepMasks:
+        """Starts on what may be drawn, before the logits are known."""
+        return self._masks.start(plan.drawing())
+
+    def draw(self, plan: Plan, logits: Logits, masks: StepMasks) -> StepOutput:
         """The step's output. ``logits`` [rows, vocab]: for each work what it scores, then its last if it draws."""
         output = StepOutput()
         sequences: list[Sequence] = []
@@ -45,7 +51,7 @@ class Drawing:
                 rows += [row] * len(work.draws)
                 row += 1
         draws = [sequence.draws or self._start(sequence) for sequence in sequences]
-        self._constrain(sequences, draws, output)
+        self._bound(sequences, draws, masks, output)
         output.token_ids = self._sampler.sample(logits, rows, draws)
         for place in output.errors:
             output.token_ids[place] = -1
@@ -56,9 +62,7 @@ class Drawing:
     def _start(self, sequence: Sequence) -> Draws:
         request, vocab = sequence.group.request, self._sampler.vocab_size
         sampling = request.sampling
-        ends: Iterable[int] = sampling.stop_token_ids
-        if not sampling.ignore_eos:
-            ends = sampling.stop_token_ids | request.eos_token_ids
+        ends = _ends(sequence) if sequence.constraint is None else []  # else the mask has them
         sequence.draws = Draws(
             vocab_size=vocab,
             temperature=sampling.temperature,
@@ -77,16 +81,34 @@ class Drawing:
         )
         return sequence.draws
 
-    def _constrain(self, sequences: list[Sequence], draws: list[Draws], output: StepOutput) -> None:
+    def _bound(self, sequences: list[Sequence], draws: list[Draws], masks: StepMasks, output: StepOutput) -> None:
         """Lets grammars say what may come next."""
         for place, sequence in enumerate(sequences):
             if sequence.constraint is not None:
                 try:
-                    mask = np.zeros((self._sampler.vocab_size + 31) // 32, np.uint32)
-                    sequence.constraint.fill(mask)
-                    draws[place].allow(mask)
+                    draws[place].allow(self._unended(sequence, masks.of(sequence)))
                 except Exception as error:
                     output.errors[place] = f"the grammar failed: {error}"
+
+    def _unended(self, sequence: Sequence, mask: Words | None) -> Words | None:
+        """A mask without the tokens that may not end the sequence yet, as long as that leaves any.
+
+        A grammar that is complete lets only an end come: then min_tokens and ignore_eos give way.
+        """
+        sampling = sequence.group.request.sampling
+        early: set[int] = set()
+        if sequence.output_length < sampling.min_tokens:
+            early.update(_ends(sequence))
+        if sampling.ignore_eos and mask is not None:
+            early |= sequence.group.request.eos_token_ids
+        if not early:
+            return mask
+        vocab = self._sampler.vocab_size
+        words = np.full((vocab + 31) // 32, 2**32 - 1, np.uint32) if mask is None else mask.copy()
+        for token_id in early:
+            if token_id < vocab:
+                words[token_id // 32] &= ~np.uint32(1 << (token_id % 32))
+        return words if words.any() else mask
 
     def _accept(self, sequences: list[Sequence], draws: list[Draws], output: StepOutput) -> None:
         for place, (sequence, token_id) in enumerate(zip(sequences, output.token_ids, strict=True)):
@@ -118,3 +140,10 @@ class Drawing:
             TokenLogprobs(token_id, value, rank, [pair for pair in zip(*likeliest, strict=True) if pair[0] >= 0])
             for token_id, value, rank, likeliest in zip(token_ids, values.tolist(), ranks.tolist(), tops, strict=True)
         ]
+
+
+def _ends(sequence: Sequence) -> Set[int]:
+    """The tokens that end a sequence, and so do not come before ``min_tokens``."""
+    request = sequence.group.request
+    sampling = request.sampling
+    return sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids | request.eos_token_ids

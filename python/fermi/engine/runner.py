@@ -94,7 +94,8 @@ class Runner:
             self._copy(plan.copies)
         if not plan.work:
             return StepOutput()
-        return self._drawing.draw(plan, self.compute(plan.work))
+        masks = self._drawing.start(plan)
+        return self._drawing.draw(plan, self.compute(plan.work), masks)
 
     def compute(self, work: list[Work]) -> Logits:
         """Logits [rows, vocab]: for each work its scored positions, then the last if it draws; good until the next."""

@@ -375,7 +375,8 @@ class Scheduler:
         event = Event(group.request.id, sequence.index, [token_id], cached_tokens=group.cached_tokens)
         if logprobs is not None:
             event.logprobs = [logprobs]
-        ends = token_id in group.request.eos_token_ids and not sampling.ignore_eos
+        bounded = sequence.constraint is not None and not sequence.constraint.free  # its end is the grammar's
+        ends = token_id in group.request.eos_token_ids and (bounded or not sampling.ignore_eos)
         if ends or token_id in sampling.stop_token_ids:
             event.stop_token_id = token_id
             event.finish_reason = "stop"

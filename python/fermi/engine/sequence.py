@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,22 @@ __all__ = ["Constraint", "Grammar", "Group", "Request", "Sequence"]
 
 
 class Constraint(Protocol):
-    """What a grammar allows next, in one sequence."""
+    """What may come next in one sequence."""
 
-    def fill(self, mask: npt.NDArray[np.uint32]) -> None:
-        """Sets bit ``id % 32`` of word ``id // 32`` for each token that may come next, and clears the others."""
+    @property
+    def free(self) -> bool:
+        """Whether any token may come next."""
 
     def accept(self, token_id: int) -> None:
-        """The token was drawn."""
+        """The token was drawn. Raises where it may not come."""
+
+    @staticmethod
+    def fill(constraints: Items[Any], masks: npt.NDArray[np.uint32]) -> dict[int, str]:
+        """Writes row i of ``masks`` [constraints, words] for ``constraints[i]``, which are of this class: bit
+        ``id % 32`` of word ``id // 32`` for each token that may come next.
+
+        Called on a thread of its own while a step runs. Returns by row why a constraint cannot go on.
+        """
 
 
 class Grammar(Protocol):
