@@ -18,6 +18,13 @@ def _quiet() -> None:
     configure_logging(LogSettings(level="error", format="text"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Starts servers that end with the test."""

@@ -1,5 +1,6 @@
 """Configuration: one reader, one frozen `Settings`; below this package nobody reads the environment."""
 
+from fermi.config.folders import data_folder
 from fermi.config.reader import load_settings
 from fermi.config.settings import (
     CacheSettings,
@@ -33,6 +34,7 @@ __all__ = [
     "SettingInfo",
     "Settings",
     "Thinking",
+    "data_folder",
     "known_settings",
     "load_settings",
     "parse_address",

@@ -251,6 +251,19 @@ class OpenAISettings(FrontDoor):
     ssl_certfile: Path | None = setting(None, "Certificate (PEM, the chain after it); with it the server talks TLS.")
     ssl_keyfile: Path | None = setting(None, "Private key of the certificate, where it is in a file of its own.")
     ssl_keyfile_password: str | None = setting(None, "Password of that private key.", secret=True)
+    response_store: str | None = setting(
+        None,
+        "Where /v1/responses keeps what it answered: a file, `:memory:`, or `off`; by default responses.sqlite in the "
+        "user's data folder (~/.local/share/fermi).",
+        env="FERMI_RESPONSE_STORE",
+    )
+    response_store_max: Limit = setting(
+        10_000, "Responses kept at most, the least recently used leave first; 0 is no bound."
+    )
+    response_store_max_bytes: Limit = setting(2**30, "Bytes that they may take; 0 is no bound.")
+    response_store_ttl_ms: Limit = setting(
+        30 * 24 * 3600 * 1000, "Time after which a response that is not used is forgotten; 0 is never."
+    )
     max_body_bytes: Count = setting(16 * 2**20, "Largest request body; longer ones get 413.")
     max_queue: Count = setting(1024, "Requests that may wait; further ones get 429.")
     max_queue_tokens: Count = setting(2**22, "Tokens of prompts that may wait; further ones get 429.")

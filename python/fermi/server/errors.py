@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from fermi.errors import (
     DeadlineError,
+    EngineDownError,
     EngineError,
     FermiError,
     ModelNotServedError,
@@ -22,6 +23,7 @@ from fermi.errors import (
     RequestError,
 )
 
+RETRY_WHILE_DOWN_S = 2.0
 _TYPES = ("str", "int", "float", "bool", "dict")  # branches of unions, in pydantic's locations
 
 
@@ -35,6 +37,18 @@ class NotReadyError(FermiError):
 
 class AdminOnlyError(FermiError):
     """Only the holder of the admin key may do this."""
+
+
+class RateLimitError(FermiError):
+    """A client has used up what it may in a minute; ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NoSuchResponseError(FermiError):
+    """No response of that id is kept for the key that asks."""
 
 
 class BodyTooLargeError(FermiError):
@@ -71,14 +85,21 @@ def failure_of(error: BaseException) -> Failure:
             return Failure(400, str(error), "invalid_request_error", error.param, error.code)
         case QueueFullError():
             return Failure(429, str(error), "rate_limit_error", None, "queue_full", _retry_after(error.retry_after))
+        case RateLimitError():
+            wait = _retry_after(error.retry_after)
+            return Failure(429, str(error), "rate_limit_error", None, "rate_limit_exceeded", wait)
         case NotReadyError():
             return Failure(503, str(error), "service_unavailable", None, "not_ready", _retry_after(error.retry_after))
         case DeadlineError():
             return Failure(504, str(error), "timeout_error", None, "deadline_exceeded")
+        case EngineDownError():
+            return Failure(503, str(error), "service_unavailable", None, "not_ready", _retry_after(RETRY_WHILE_DOWN_S))
         case EngineError():
             return Failure(500, str(error), "server_error", None, "engine_error")
         case AdminOnlyError():
             return Failure(403, str(error), "permission_error", None, "admin_key_required")
+        case NoSuchResponseError():
+            return Failure(404, str(error), "invalid_request_error", None, "response_not_found")
         case BodyTooLargeError():
             return Failure(413, str(error), "invalid_request_error", None, "request_too_large")
         case HTTPException():
