@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
 
@@ -13,6 +13,8 @@ from fermi.server.errors import add_handlers
 from fermi.server.keys import KeyRing, Keys
 from fermi.server.middleware import BodyLimit, Requests
 from fermi.server.registry import Registry
+from fermi.server.responses import Responses
+from fermi.server.responses import router as responses
 from fermi.server.state import ServerState
 
 Lifespan = Callable[[ServerState], AbstractAsyncContextManager[None]]
@@ -20,6 +22,7 @@ Lifespan = Callable[[ServerState], AbstractAsyncContextManager[None]]
 ROUTERS = (
     chat.router,
     completions.router,
+    responses.router,
     embeddings.router,
     scoring.router,
     models.router,
@@ -39,11 +42,11 @@ def create_app(registry: Registry, settings: Settings | None = None, lifespan: L
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
-        if lifespan is None:
-            yield
-            return
-        async with lifespan(state):
-            yield
+        try:
+            async with nullcontext() if lifespan is None else lifespan(state):
+                yield
+        finally:
+            await app.state.responses.close()
 
     app = FastAPI(
         title="fermi",
@@ -52,6 +55,7 @@ def create_app(registry: Registry, settings: Settings | None = None, lifespan: L
         redirect_slashes=False,
     )
     app.state.server = state
+    app.state.responses = Responses(settings.openai)
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
