@@ -13,11 +13,13 @@ from engine.toy_encoder import ToyEncoder
 from fermi.config import Settings
 from fermi.defaults import Defaults
 from fermi.engine.blocks import PoolStats
+from fermi.engine.distribution import Distribution
 from fermi.engine.embedder import Embedder
 from fermi.engine.embedding_service import EmbeddingService
 from fermi.engine.event import Event, Timing, TokenLogprobs
 from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
+from fermi.engine.service import BATCH_SIZES
 from fermi.errors import ContextLengthError
 from fermi.server.registry import Registry
 from fermi.server.served import ServedEmbedder, ServedModel, can_think
@@ -116,6 +118,8 @@ class ScriptedService:
     on_cancel: Callable[[], object] = lambda: None
     script: Callable[[ScriptedStream], None] | None = None  # instead of answers
     stats: SchedulerStats = STATS
+    restarts: int = 0
+    batch_sizes: Distribution = field(default_factory=lambda: Distribution(BATCH_SIZES))
 
     def submit(self, request: Request) -> ScriptedStream:
         if len(request.prompt_token_ids) + request.sampling.max_tokens > self.max_model_len:

@@ -10,7 +10,10 @@ from starlette.requests import ClientDisconnect
 
 from fermi.engine.embedder import TokenSequence
 from fermi.engine.embedding_service import Rows
-from fermi.errors import DeadlineError
+from fermi.errors import DeadlineError, EngineError
+from fermi.server.exchange import exchange
+from fermi.server.generation import Usage
+from fermi.server.log import logger
 from fermi.server.schema.embeddings import EncodingBody
 from fermi.server.served import ServedEmbedder
 from fermi.server.sse import hang_up
@@ -40,14 +43,17 @@ async def rows_of(
     Raises:
         RequestError: a sequence cannot be embedded; ``param`` names its field.
         QueueFullError: too many wait.
+        RateLimitError: the client may not use as many tokens.
         DeadlineError: the nearer of the client's and the server's time is over.
         ClientDisconnect: the client has left.
         EngineError: the engine failed.
     """
     limits = [body.timeout] if body.timeout is not None else []
     limits += [state.settings.openai.timeout_ms / 1000] if state.settings.openai.timeout_ms else []
-    request.state.prompt_tokens = sum(len(each.token_ids) for each in encoded)
+    tokens = sum(len(each.token_ids) for each in encoded)
+    exchange().reserve(tokens)
     result = served.service.submit([TokenSequence(*each) for each in encoded], param)
+    exchange().began(served.name, Usage(prompt_tokens=tokens))
     left = False
 
     def leave() -> None:
@@ -58,6 +64,9 @@ async def rows_of(
     async with hang_up(request.receive, leave):
         try:
             return await asyncio.wait_for(result, min(limits, default=None))
+        except EngineError as error:
+            logger().error("the engine failed at a request", request_id=exchange().request_id, error=str(error))
+            raise EngineError("The engine failed at this request; the server's log says why.") from None
         except asyncio.TimeoutError:
             raise DeadlineError("The request's time was over before all of it was computed.") from None
         except asyncio.CancelledError:

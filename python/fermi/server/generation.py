@@ -9,12 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import Request as HTTPRequest
-
+from fermi.engine.distribution import Distribution
 from fermi.engine.event import Event, Timing, TokenLogprobs
 from fermi.engine.sequence import Request
 from fermi.errors import DeadlineError, EngineError
 from fermi.sampling_params import SamplingParams
+from fermi.server.exchange import exchange
+from fermi.server.log import logger
 from fermi.server.served import ServedModel, Stream
 from fermi.text.output import TextStream
 
@@ -40,9 +41,18 @@ class Piece:
         return "".join(self.texts)
 
 
+#: Bounds of the times between two tokens of a choice that are told apart, in seconds.
+GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5)
+
+
 @dataclass(slots=True)
 class Usage:
-    """What a request took, over all its choices."""
+    """What a request took, over all its choices.
+
+    Attributes:
+        timings, finish_reasons: one of each choice that has ended.
+        gaps: seconds between two tokens of a choice.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -50,6 +60,8 @@ class Usage:
     reasoning_tokens: int = 0
     deadline: bool = False
     timings: list[Timing] = field(default_factory=list)
+    finish_reasons: list[str] = field(default_factory=list)
+    gaps: Distribution = field(default_factory=lambda: Distribution(GAPS))
 
     def wire(self) -> dict[str, Any]:
         """The ``usage`` object."""
@@ -86,6 +98,7 @@ class Choice:
         """``continues``: the text goes on from the prompt's, so a space at its beginning stays."""
         self.index = index
         self.finished = False
+        self.last_token = 0.0  # when it came, on the monotonic clock
         self._text = TextStream(
             served.tokenizer,
             params.stop_strings,
@@ -134,8 +147,12 @@ class Generation:
         Raises:
             RequestError: one of them can never run.
             QueueFullError: too many wait.
+            RateLimitError: the client may not use as many tokens.
         """
         self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
+        most = sum(request.sampling.max_tokens * request.sampling.n for request in requests)
+        self._exchange = exchange()
+        self._exchange.reserve(self.usage.prompt_tokens + most)
         self._choices = [
             Choice(
                 index,
@@ -157,6 +174,10 @@ class Generation:
         except BaseException:
             self.cancel()
             raise
+        self._exchange.began(served.name, self.usage, params)
+        if self._exchange.log_prompts:
+            texts = [served.tokenizer.decode(each.prompt_token_ids, skip_special_tokens=False) for each in requests]
+            logger().info("prompts", request_id=self._exchange.request_id, prompts=texts)
 
     @property
     def choices(self) -> range:
@@ -165,14 +186,18 @@ class Generation:
 
     def cancel(self) -> None:
         """End everything; what the request holds is free within a step, and ``pieces`` ends."""
+        if not self._cancelled:
+            self.usage.finish_reasons += ["abort" for choice in self._choices if not choice.finished]
         self._cancelled = True
         for stream in self._streams:
             stream.cancel()
+        self._exchange.done()
 
     def end(self, index: int) -> None:
         """End one choice, as if the model had."""
         if not self._choices[index].finished:
             self._choices[index].finished = True
+            self.usage.finish_reasons.append("stop")
             self._release(index, timed=False)
 
     async def pieces(self) -> AsyncIterator[Piece]:
@@ -182,22 +207,34 @@ class Generation:
             DeadlineError: the time was over before the first token.
             EngineError: the engine failed.
         """
-        async for number, event in _merged(self._streams):
-            choice = self._choices[number * self._n + event.index]
-            if choice.finished:
-                continue
-            self._raise_failure(event)
-            self._note(number, event)
-            piece = choice.push(event)
-            self.usage.completion_tokens += piece.tokens
-            if piece.finish_reason is not None:
-                self._release(choice.index, timed=event.timing is not None)
-            yield piece
-        if not self._cancelled and not all(choice.finished for choice in self._choices):
-            raise EngineError("The request was aborted.")
+        try:
+            async for number, event in _merged(self._streams):
+                choice = self._choices[number * self._n + event.index]
+                if choice.finished:
+                    continue
+                self._raise_failure(event, choice)
+                self._note(number, event, choice)
+                piece = choice.push(event)
+                self.usage.completion_tokens += piece.tokens
+                if piece.finish_reason is not None:
+                    late = event.finish_reason == "deadline"
+                    self.usage.finish_reasons.append("deadline" if late else piece.finish_reason)
+                    self._release(choice.index, timed=event.timing is not None)
+                yield piece
+            if not self._cancelled and not all(choice.finished for choice in self._choices):
+                raise EngineError("The request was aborted.")
+        finally:
+            if not all(choice.finished for choice in self._choices):  # another failed, or nobody reads on
+                self.cancel()
+            self._exchange.done()
 
-    def _note(self, number: int, event: Event) -> None:
-        self._first_token = self._first_token or time.monotonic()
+    def _note(self, number: int, event: Event, choice: Choice) -> None:
+        now = time.monotonic()
+        self._first_token = self._first_token or now
+        if choice.last_token and event.token_ids:
+            tokens = len(event.token_ids)
+            self.usage.gaps.add((now - choice.last_token) / tokens, tokens)
+        choice.last_token = now
         self.usage.deadline |= event.finish_reason == "deadline"
         if event.cached_tokens > self._cached.get(number, 0):
             self._cached[number] = event.cached_tokens
@@ -205,11 +242,20 @@ class Generation:
         if event.timing is not None:
             self.usage.timings.append(event.timing)
 
-    def _raise_failure(self, event: Event) -> None:
-        if event.finish_reason == "deadline" and self.usage.completion_tokens == 0 and not event.token_ids:
+    def _raise_failure(self, event: Event, choice: Choice) -> None:
+        """Raise what the client is told where a choice did not end well. The engine's words are for the log."""
+        reason = event.finish_reason
+        late = reason == "deadline" and self.usage.completion_tokens == 0 and not event.token_ids
+        if reason is None or (reason not in ("abort", "error") and not late):
+            return
+        choice.finished = True
+        self.usage.finish_reasons.append(reason)
+        if late:
             raise DeadlineError("The request's time was over before its first token.")
-        if event.finish_reason in ("error", "abort"):
-            raise EngineError(event.error or "The request was aborted.")
+        if reason == "abort":
+            raise EngineError("The request was aborted.")
+        logger().error("the engine failed at a request", request_id=self._exchange.request_id, error=event.error)
+        raise EngineError("The engine failed at this request; the server's log says why.")
 
     def _release(self, index: int, *, timed: bool) -> None:
         """A choice has ended: free what it holds. ``timed``: by the engine, who ended and timed it."""
@@ -217,12 +263,6 @@ class Generation:
             now = time.monotonic()
             self.usage.timings.append(Timing(0.0, self._first_token - self._submitted, now - self._first_token))
             self._streams[index // self._n].cancel(index % self._n)
-
-
-def note_usage(request: HTTPRequest, generation: Generation) -> None:
-    """Leave the counts for the HTTP request's line in the log."""
-    request.state.prompt_tokens = generation.usage.prompt_tokens
-    request.state.completion_tokens = generation.usage.completion_tokens
 
 
 async def _merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Event]]:

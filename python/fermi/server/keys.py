@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fermi.config import OpenAISettings, split_words
 from fermi.server.errors import unauthorized
-from fermi.server.exchange import current
+from fermi.server.exchange import exchange
 from fermi.server.log import logger
 
 #: Answered without a key: signs of life, and the static pages.
@@ -67,6 +67,11 @@ class KeyRing:
         )
 
     @property
+    def known(self) -> bool:
+        """Whether there is any key, an admin's or another, or may be."""
+        return self.closed or self._admins is not None or bool(self._admin_keys)
+
+    @property
     def closed(self) -> bool:
         """Whether a request needs a key. A file of keys closes the server even while it is empty."""
         return self._users is not None or bool(self._api_keys)
@@ -98,8 +103,7 @@ class Keys:
                 await unauthorized().response()(scope, receive, send)
                 return
             if holder is not None:
-                exchange = current.get()
-                exchange.key_id, exchange.admin = holder
+                exchange().key_id, exchange().admin = holder
                 scope["state"].update(key_id=holder.key_id, admin=holder.admin)
         await self._app(scope, receive, send)
 

@@ -9,7 +9,7 @@ from fastapi import Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from fermi.server.generation import Generation, note_usage
+from fermi.server.generation import Generation
 from fermi.server.sse import DONE, EventStream, hang_up
 
 
@@ -31,15 +31,13 @@ async def respond(reply: Reply, request: Request, *, stream: bool) -> Response:
     """Answer the request; a client that leaves ends it."""
     cancel = reply.generation.cancel
     if stream:
-        return EventStream(_concluded(reply, request), cancel)
+        return EventStream(_concluded(reply), cancel)
     async with hang_up(request.receive, cancel):
         document = await reply.whole()
-    note_usage(request, reply.generation)
     return Response(to_json(document), media_type="application/json")
 
 
-async def _concluded(reply: Reply, request: Request) -> AsyncIterator[bytes]:
+async def _concluded(reply: Reply) -> AsyncIterator[bytes]:
     async for event in reply.events():
         yield event
-    note_usage(request, reply.generation)
     yield DONE

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fermi.defaults import Defaults
+from fermi.engine.distribution import Distribution
 from fermi.engine.embedder import TokenSequence
 from fermi.engine.embedding_service import Rows
 from fermi.engine.event import Event
@@ -44,6 +45,10 @@ class Service(Protocol):
     def open_requests(self) -> int:
         """Requests that have not ended."""
 
+    @property
+    def restarts(self) -> int:
+        """How often it has started anew after a crash."""
+
     async def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, give the others so many seconds, and end."""
 
@@ -54,6 +59,10 @@ class GeneratingService(Service, Protocol):
     @property
     def stats(self) -> SchedulerStats:
         """The engine's counts after its last step."""
+
+    @property
+    def batch_sizes(self) -> Distribution:
+        """The engine's steps by the sequences in them."""
 
     def submit(self, request: Request) -> Stream:
         """Queue a request. RequestError if it can never run, QueueFullError if too many wait."""

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import structlog
 from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from fermi.errors import FermiError
 from fermi.server.errors import failure_of
+from fermi.server.exchange import exchange
+from fermi.server.log import logger
 
 PING_S = 8.0  # at least every 10 s, so that no proxy takes a long prefill for a dead connection
 DONE = b"data: [DONE]\n\n"
@@ -33,6 +35,7 @@ async def hang_up(receive: Receive, cancel: Callable[[], None]) -> AsyncIterator
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        exchange().client_left = True
         cancel()
 
     watcher = asyncio.ensure_future(watch())
@@ -68,10 +71,9 @@ class EventStream(Response):
         except Exception as error:
             if not wire.started:
                 raise
-            failure = failure_of(error)
-            if failure.status == 500:
-                structlog.get_logger("fermi.server").error("stream failed", error=repr(error))
-            await wire.send(data(failure.body))
+            if not isinstance(error, FermiError):
+                logger().exception("request failed", request_id=exchange().request_id, path=scope["path"])
+            await wire.send(data(failure_of(error).body))
         finally:
             self._cancel()
             wire.stop()
