@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fermi.llm import LLM
     from fermi.outputs import CompletionOutput, EmbeddingOutput, Perplexity, RequestOutput
-    from fermi.sampling_params import SamplingParams
+    from fermi.sampling_params import SamplingParams, StructuredOutputs
 
 __all__ = [
     "LLM",
@@ -21,6 +21,7 @@ __all__ = [
     "Perplexity",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputs",
     "__version__",
     "devices",
 ]
@@ -39,10 +40,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("fermi-infer")
-    if name == "SamplingParams":
-        from fermi.sampling_params import SamplingParams
+    if name in ("SamplingParams", "StructuredOutputs"):
+        from fermi import sampling_params
 
-        return SamplingParams
+        return getattr(sampling_params, name)
     if name == "LLM":
         from fermi.llm import LLM
 

@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ from fermi.loader import LoadedEmbedder, LoadedModel, load, read_settings
 from fermi.outputs import CompletionOutput, EmbeddingOutput, Perplexity, RequestOutput
 from fermi.sampling_params import SamplingParams
 from fermi.text.chat import normalise_messages
+from fermi.text.grammar import Grammar, GrammarCompiler, ThinkingBudget, Thoughts, bounds
 from fermi.text.output import TextStream
+from fermi.text.reasoning import ReasoningSplitter
 from fermi.text.tokenizer import Tokenizer
 
 __all__ = ["LLM"]
@@ -91,6 +93,7 @@ class LLM:
         self._defaults = Defaults.of(read.generation, generation_config)
         self._ids = itertools.count()
         self._turn = threading.Lock()
+        self._grammars: GrammarCompiler | None = None  # made when the first is asked for
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -128,16 +131,17 @@ class LLM:
         Prompts run together, and each gets the text it would get alone.
 
         Raises:
-            RequestError: an argument is bad, or a prompt does not fit the context; nothing was generated.
+            RequestError: an argument is bad, a prompt does not fit the context, or what the texts shall be (see
+                ``SamplingParams.structured_outputs``) cannot be compiled; nothing was generated.
             EngineError: the engine failed while a request ran.
         """
         self._expect_generator()
         listed = _listed_prompts(prompts)
         params = self._params_for(len(listed), sampling_params)
-        requests = [
-            (prompt if isinstance(prompt, str) else None, self._encode(prompt), each)
-            for prompt, each in zip(listed, params, strict=True)
-        ]
+        requests = []
+        for prompt, each in zip(listed, params, strict=True):
+            text, token_ids = prompt if isinstance(prompt, str) else None, self._encode(prompt)
+            requests.append(_Asked(text, token_ids, each, self._bounds(each, text, token_ids)))
         return self._run(requests, use_tqdm, continues=True)
 
     def chat(
@@ -168,16 +172,21 @@ class LLM:
                 raise RequestError(f"{name} must be True or False, got {value!r:.80}", param=name)
         conversations = _listed_conversations(messages)
         params = self._params_for(len(conversations), sampling_params)
+        variables = _variables(chat_template_kwargs)
+        template = self.tokenizer.chat_template
+        thinks = template.supports_thinking and variables.get("enable_thinking") is not False
         requests = []
         for conversation, each in zip(conversations, params, strict=True):
-            text = self.tokenizer.chat_template.render(
+            text = template.render(
                 normalise_messages(conversation),
                 tools,
                 add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
-                **_variables(chat_template_kwargs),
+                **variables,
             )
-            requests.append((text, self.tokenizer.encode(text, add_special_tokens=False), each))
+            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+            bound = self._bounds(each, text, token_ids, thinks=thinks and not continue_final_message)
+            requests.append(_Asked(text, token_ids, each, bound))
         return self._run(requests, use_tqdm, continues=continue_final_message)
 
     def embed(
@@ -274,7 +283,7 @@ class LLM:
             raise RequestError("perplexity needs a text of at least two tokens", param="text")
         spans = _windows(len(token_ids), window, stride)
         params = SamplingParams(temperature=0.0, max_tokens=0, prompt_logprobs=0)
-        outputs = self._run([(None, token_ids[start:end], params) for start, _, end in spans], use_tqdm=False)
+        outputs = self._run([_Asked(None, token_ids[start:end], params) for start, _, end in spans], use_tqdm=False)
         nats = 0.0
         for (start, scored, _), output in zip(spans, outputs, strict=True):
             nats -= sum(each.logprob for each in (output.prompt_logprobs or [])[scored - start :] if each is not None)
@@ -295,6 +304,20 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
 
+    def _bounds(
+        self, params: SamplingParams, prompt: str | None, token_ids: list[int], *, thinks: bool = False
+    ) -> Grammar | ThinkingBudget | None:
+        """What bounds a reply. ``thinks``: it may begin with its thoughts where the prompt does not open them."""
+        structured = params.structured_outputs
+        if structured is None and params.thinking_budget is None:
+            return None
+        if self._grammars is None:
+            self._grammars = GrammarCompiler(self.tokenizer, self.engine.vocab_size)
+        end = self.tokenizer.decode(token_ids[-16:], skip_special_tokens=False) if prompt is None else prompt
+        opened = ReasoningSplitter.opened_by(end)
+        thoughts = Thoughts(opened) if opened or thinks or structured is None else None
+        return bounds(self._grammars, None if structured is None else structured.spec, thoughts, params.thinking_budget)
+
     def _params_for(
         self, count: int, given: SamplingParams | Sequence[SamplingParams] | None
     ) -> Sequence[SamplingParams]:
@@ -310,7 +333,7 @@ class LLM:
 
     def _run(
         self,
-        requests: Sequence[tuple[str | None, list[int], SamplingParams]],
+        requests: Sequence[_Asked],
         use_tqdm: bool,
         *,
         continues: bool = False,
@@ -322,16 +345,12 @@ class LLM:
         with self._turn:
             return self._run_alone(requests, use_tqdm, continues=continues)
 
-    def _run_alone(
-        self, requests: Sequence[tuple[str | None, list[int], SamplingParams]], use_tqdm: bool, *, continues: bool
-    ) -> list[RequestOutput]:
+    def _run_alone(self, requests: Sequence[_Asked], use_tqdm: bool, *, continues: bool) -> list[RequestOutput]:
         running: dict[str, _Running] = {}
         bar = tqdm(total=len(requests), desc="generating", unit="prompt", disable=not use_tqdm, leave=False)
         try:
-            for prompt, token_ids, params in requests:
-                each = _Running(
-                    f"llm-{next(self._ids)}", prompt, token_ids, params, self.tokenizer, continues=continues
-                )
+            for asked in requests:
+                each = _Running(f"llm-{next(self._ids)}", asked, self.tokenizer, continues=continues)
                 running[each.output.request_id] = each  # first, so that an interrupt leaves nothing behind
                 self.engine.add(each.request(self.tokenizer, self.engine.max_model_len))
             outputs = [each.output for each in running.values()]
@@ -352,22 +371,24 @@ class LLM:
                 self.engine.step()
 
 
+class _Asked(NamedTuple):
+    """One request of a call: a prompt, how it is continued, and what bounds the text."""
+
+    prompt: str | None
+    token_ids: list[int]
+    params: SamplingParams
+    bounds: Grammar | ThinkingBudget | None = None
+
+
 class _Running:
     """One request of a call and what has come of it."""
 
-    def __init__(
-        self,
-        request_id: str,
-        prompt: str | None,
-        token_ids: list[int],
-        params: SamplingParams,
-        tokenizer: Tokenizer,
-        *,
-        continues: bool,
-    ) -> None:
+    def __init__(self, request_id: str, asked: _Asked, tokenizer: Tokenizer, *, continues: bool) -> None:
+        params, token_ids = asked.params, asked.token_ids
         completions = [CompletionOutput(index) for index in range(params.n)]
-        self.output = RequestOutput(request_id, prompt, token_ids, completions)
+        self.output = RequestOutput(request_id, asked.prompt, token_ids, completions)
         self.params = params
+        self.bounds = asked.bounds
         self.open = set(range(params.n))  # sequences that the engine has not ended
         self.texts = [
             TextStream(
@@ -389,6 +410,7 @@ class _Running:
             prompt_token_ids=self.output.prompt_token_ids,
             sampling=self.params.sampling(max_tokens=max(1, max_model_len - length)),
             eos_token_ids=tokenizer.eos_token_ids,
+            grammar=self.bounds,
         )
 
     @property

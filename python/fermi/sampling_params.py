@@ -4,16 +4,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fermi.engine.sampling import Sampling
 from fermi.errors import RequestError
+from fermi.text.grammar import Choice, GrammarSpec, JsonObject, JsonSchema, Regex, written_grammar
 
-__all__ = ["SamplingParams"]
+__all__ = ["SamplingParams", "StructuredOutputs"]
 
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredOutputs:
+    """The form that a text must have, by one of these. RequestError (a ValueError) where there is none or several.
+
+    Attributes:
+        json: a JSON schema: an object, the text of one, or a pydantic model's class.
+        regex: a regular expression for the whole text: Rust's syntax, without look-around and back references.
+        choice: texts, one of which it is.
+        grammar: GBNF as llama.cpp's (``root ::= …``), or llguidance's dialect of Lark (``start: …``).
+        json_object: True for any JSON object.
+    """
+
+    json: Mapping[str, Any] | str | type | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Raises RequestError where not exactly one form is asked for, or it has not its type."""
+        given = [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
+        if len(given) != 1:
+            names = ", ".join(field.name for field in fields(self))
+            found = ", ".join(given) or "none"
+            raise RequestError(f"structured_outputs needs one of {names}; got {found}", param="structured_outputs")
+        for name in ("regex", "grammar"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise RequestError(f"{name} must be a string, got {value!r:.80}", param="structured_outputs")
+        choice = self.choice
+        if choice is not None and (
+            not isinstance(choice, (list, tuple)) or not choice or not all(isinstance(each, str) for each in choice)
+        ):
+            raise RequestError(f"choice must be a list of strings, got {choice!r:.80}", param="structured_outputs")
+
+    @property
+    def spec(self) -> GrammarSpec:
+        """What is compiled of it."""
+        if self.json is not None:
+            schema: Any = self.json
+            return JsonSchema(schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema)
+        if self.regex is not None:
+            return Regex(self.regex)
+        if self.choice is not None:
+            return Choice(tuple(self.choice))
+        return JsonObject() if self.grammar is None else written_grammar(self.grammar)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +90,9 @@ class SamplingParams:
         logprobs: log-probabilities of each new token and of this many likeliest ones, of the model's own distribution.
         prompt_logprobs: the same for the tokens of the prompt.
         skip_special_tokens: leave special tokens out of the text.
+        structured_outputs: the form that the text must have, its thoughts (``<think>…</think>``) excepted. A text that
+            is complete ends, whatever ``min_tokens`` and ``ignore_eos`` say.
+        thinking_budget: tokens of its thoughts at most; then they are ended.
     """
 
     n: int = 1
@@ -62,6 +114,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
+    thinking_budget: int | None = None
 
     def __post_init__(self) -> None:
         """Raises RequestError (a ValueError) that names the first unusable argument."""
@@ -93,6 +147,11 @@ class SamplingParams:
         self._integer("min_tokens", 0, None)
         self._integer("logprobs", 0, MAX_LOGPROBS, optional=True)
         self._integer("prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
+        self._integer("thinking_budget", 0, None, optional=True)
+        structured: object = self.structured_outputs
+        if structured is not None and not isinstance(structured, StructuredOutputs):
+            message = f"structured_outputs must be a StructuredOutputs, got {structured!r:.80}"
+            raise RequestError(message, param="structured_outputs")
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be True or False, got {getattr(self, name)!r}", param=name)

@@ -127,6 +127,11 @@ class Engine:
         return self.kv_spec.bytes_per_token * self._scheduler.pool.block_size
 
     @property
+    def vocab_size(self) -> int:
+        """Columns of the model's logits."""
+        return self._scheduler.limits.vocab_size
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return self._scheduler.has_work

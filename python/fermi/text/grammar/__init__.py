@@ -1,8 +1,9 @@
 """Constrained decoding: a schema, expression or grammar becomes, at each step, the tokens that may come next."""
 
 from fermi.text.grammar.compiler import Grammar, GrammarCompiler
-from fermi.text.grammar.spec import GBNF, Choice, GrammarSpec, JsonObject, JsonSchema, Lark, Regex
-from fermi.text.grammar.thinking import ThinkingBudget, after_thinking
+from fermi.text.grammar.spec import GBNF, Choice, GrammarSpec, JsonObject, JsonSchema, Lark, Regex, written_grammar
+from fermi.text.grammar.thinking import ThinkingBudget, after_thinking, bounds
+from fermi.text.grammar.thoughts import Thoughts
 
 __all__ = [
     "GBNF",
@@ -15,5 +16,8 @@ __all__ = [
     "Lark",
     "Regex",
     "ThinkingBudget",
+    "Thoughts",
     "after_thinking",
+    "bounds",
+    "written_grammar",
 ]

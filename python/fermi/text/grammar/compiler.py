@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLParserLimits
 
 from fermi.errors import RequestError
 from fermi.text.grammar.constraint import Constraint, reason_of
 from fermi.text.grammar.spec import GrammarSpec, describe
-from fermi.text.grammar.vocabulary import read_vocabulary
+from fermi.text.grammar.thoughts import Thoughts, behind
+from fermi.text.grammar.vocabulary import Vocabulary
 from fermi.text.tokenizer import Tokenizer
 
 __all__ = ["Grammar", "GrammarCompiler"]
@@ -18,9 +22,11 @@ __all__ = ["Grammar", "GrammarCompiler"]
 #: Grammars that are kept compiled.
 MAX_KEPT = 64
 
+Result = TypeVar("Result")
+
 
 class Grammar:
-    """A compiled grammar. Sequences that are bound to it each start a constraint of their own.
+    """A compiled grammar. Each sequence that is bound to it starts a constraint of its own.
 
     Attributes:
         source: what was compiled: llguidance's JSON.
@@ -50,47 +56,60 @@ class GrammarCompiler:
         self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
         self._threads = threads
         self._lock = threading.Lock()
-        self._vocabulary: LLTokenizer | None = None
+        self._vocabulary: Vocabulary | None = None
         self._executor: LLExecutor | None = None
-        self._kept: OrderedDict[str, Grammar] = OrderedDict()
-        self._limits = LLParserLimits(verbose_errors=False)
+        self._background: ThreadPoolExecutor | None = None
+        self._kept: OrderedDict[tuple[str, Thoughts | None], Grammar] = OrderedDict()
 
-    def compile(self, spec: GrammarSpec) -> Grammar:
-        """The grammar of a spec; may take a while, so not on an event loop. RequestError says why it cannot be."""
-        return self.compile_source(describe(spec))
+    def compile(self, spec: GrammarSpec, thoughts: Thoughts | None = None) -> Grammar:
+        """The grammar of a spec, begun behind the thinking block where there may be one.
 
-    def compile_source(self, source: str) -> Grammar:
-        """The grammar that llguidance's JSON describes."""
+        May take a while, so not on an event loop. RequestError says why it cannot be.
+        """
+        return self._compiled(describe(spec), thoughts)
+
+    def find(self, spec: GrammarSpec, thoughts: Thoughts | None = None) -> Grammar | None:
+        """The same, at once, where it is still kept. RequestError where the spec is malformed."""
+        return self._kept.get((describe(spec), thoughts))
+
+    def behind(self, grammar: Grammar, thoughts: Thoughts) -> Grammar:
+        """A grammar begun behind a thinking block."""
+        return self._compiled(grammar.source, thoughts)
+
+    def in_background(self, work: Callable[[], Result]) -> Future[Result]:
+        """Does work on a thread for compiling, in turn: however many ask, the others' threads stay free."""
         with self._lock:
-            grammar = self._kept.get(source)
-            if grammar is None:
-                grammar = self._kept[source] = self._compile(source)
-                while len(self._kept) > MAX_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(source)
-            return grammar
+            if self._background is None:
+                self._background = ThreadPoolExecutor(1, "fermi-grammars")
+        return self._background.submit(work)
 
     @property
-    def vocabulary(self) -> LLTokenizer:
+    def vocabulary(self) -> Vocabulary:
         """llguidance's view of the tokenizer."""
         with self._lock:
             return self._read_vocabulary()
 
-    @property
-    def unused(self) -> list[tuple[int, int]]:
-        """Ids that stand for nothing, the model's logits beyond the tokenizer's entries among them: first and last of
-        each range."""
-        used = sorted({*self.tokenizer.token_ids(), self.vocab_size})
-        starts = [0, *(token_id + 1 for token_id in used)]
-        return [(start, end - 1) for start, end in zip(starts, used, strict=False) if start < end]
-
-    def _read_vocabulary(self) -> LLTokenizer:
+    def _read_vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:
-            self._vocabulary = read_vocabulary(self.tokenizer, self.vocab_size)
+            self._vocabulary = Vocabulary(self.tokenizer, self.vocab_size)
         return self._vocabulary
 
+    def _compiled(self, source: str, thoughts: Thoughts | None) -> Grammar:
+        with self._lock:
+            key = (source, thoughts)
+            grammar = self._kept.get(key)
+            if grammar is None:
+                if thoughts is not None:
+                    source = behind(source, thoughts, self._read_vocabulary())
+                grammar = self._kept[key] = self._compile(source)
+                while len(self._kept) > MAX_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return grammar
+
     def _compile(self, source: str) -> Grammar:
-        matcher = LLMatcher(self._read_vocabulary(), source, log_level=0, limits=self._limits)
+        limits = LLParserLimits(verbose_errors=False)
+        matcher = LLMatcher(self._read_vocabulary().tokenizer, source, log_level=0, limits=limits)
         first = matcher.deep_copy()
         if not matcher.is_error():  # the first mask builds the lexer: what it cannot do shows now
             first.compute_bitmask()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, regex_to_lark
 
 from fermi.errors import RequestError
 from fermi.text.grammar.gbnf import lark_of_gbnf
@@ -15,7 +16,7 @@ from fermi.text.grammar.gbnf import lark_of_gbnf
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-__all__ = ["GBNF", "Choice", "GrammarSpec", "JsonObject", "JsonSchema", "Lark", "Regex", "describe"]
+__all__ = ["GBNF", "Choice", "GrammarSpec", "JsonObject", "JsonSchema", "Lark", "Regex", "describe", "written_grammar"]
 
 #: Characters of a schema or grammar, at most. Compiling takes about a millisecond for a thousand of them.
 MAX_CHARACTERS = 2**17
@@ -23,7 +24,7 @@ MAX_CHARACTERS = 2**17
 MAX_DEPTH = 64
 #: Between JSON's tokens: a space, or line ends and an indentation. Unbounded white space is what weak models get lost
 #: in, so what stands between two tokens ends somewhere.
-WHITE_SPACE = r"( |\n{1,2}[ \t]{0,40})"
+WHITE_SPACE = r"( |\n {0,32}|\n\t{0,8})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,10 @@ class JsonSchema:
 
 @dataclass(frozen=True, slots=True)
 class Regex:
-    """Text that a regular expression matches as a whole: Rust's syntax, without look-around and back references."""
+    """Text that a regular expression matches as a whole: Rust's syntax, without look-around and back references.
+
+    ``\\d`` is a digit from 0 to 9.
+    """
 
     pattern: str
 
@@ -75,6 +79,14 @@ class GBNF:
 GrammarSpec: TypeAlias = "JsonObject | JsonSchema | Regex | Choice | Lark | GBNF"
 
 
+_GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+
+
+def written_grammar(text: str) -> Lark | GBNF:
+    """A grammar whose language shows: rules of GBNF are written with ``::=``, those of Lark with ``:``."""
+    return GBNF(text) if _GBNF_RULE.search(text) else Lark(text)
+
+
 def describe(spec: GrammarSpec) -> str:
     """The spec as llguidance reads it: JSON with a list of grammars, the first of which is the whole.
 
@@ -87,7 +99,7 @@ def describe(spec: GrammarSpec) -> str:
         case JsonSchema():
             return _schema(_parsed(spec.schema), strict=spec.strict)
         case Regex():
-            return LLMatcher.grammar_from_regex(_bounded(spec.pattern, "the regular expression"))
+            return _lark(f"start: /{regex_to_lark(_bounded(spec.pattern, 'the regular expression'), 'd')}/")
         case Choice():
             return _choices(spec.choices)
         case Lark():

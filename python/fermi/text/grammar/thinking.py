@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import json
-
 from fermi.errors import RequestError
 from fermi.text.grammar.budget import Budget, BudgetRules
-from fermi.text.grammar.compiler import Grammar
+from fermi.text.grammar.compiler import Grammar, GrammarCompiler
 from fermi.text.grammar.constraint import Constraint
+from fermi.text.grammar.spec import GrammarSpec
+from fermi.text.grammar.thoughts import Thoughts
 from fermi.text.tokenizer import Tokenizer
 
-__all__ = ["ThinkingBudget", "after_thinking"]
+__all__ = ["ThinkingBudget", "after_thinking", "bounds"]
 
-#: Line ends between the block and what the grammar bounds.
-LINE_ENDS = r"/\n{0,4}/"
+
+def bounds(
+    compiler: GrammarCompiler,
+    spec: GrammarSpec | None,
+    thoughts: Thoughts | None = None,
+    budget: int | None = None,
+) -> Grammar | ThinkingBudget | None:
+    """What bounds a reply: a spec, begun behind its thoughts where it has any, and a budget of tokens for those.
+
+    None where nothing does. Takes as long as compiling. RequestError as `GrammarCompiler.compile` and `ThinkingBudget`.
+    """
+    grammar = None if spec is None else compiler.compile(spec, thoughts)
+    if thoughts is None or budget is None:
+        return grammar
+    return ThinkingBudget(compiler.tokenizer, budget, thoughts, grammar)
 
 
 def after_thinking(
@@ -22,44 +35,9 @@ def after_thinking(
     """The grammar for a reply that thinks first: anything up to the closing tag, line ends, then what it bounds.
 
     The reply cannot end within its thoughts. ``opened``: the prompt ends inside the block; otherwise the reply may
-    begin with ``opening`` and think, or begin with what the grammar bounds.
-
-    May take as long as compiling. RequestError where llguidance cannot join the two.
+    begin with ``opening`` and think, or begin with what the grammar bounds. May take as long as compiling.
     """
-    compiler = grammar.compiler
-    thoughts, rules = _thoughts(grammar, closing)
-    start = f"{thoughts} {LINE_ENDS} @reply" if opened else f"({_tag(grammar, opening)} {thoughts} {LINE_ENDS})? @reply"
-    source = json.loads(grammar.source)
-    source["grammars"][0]["name"] = "reply"
-    source["grammars"].insert(0, {"lark_grammar": f"start: {start}\n{rules}"})
-    return compiler.compile_source(json.dumps(source))
-
-
-def _thoughts(grammar: Grammar, closing: str) -> tuple[str, str]:
-    """What matches thoughts with the tag that closes them, and the rules that it needs."""
-    compiler = grammar.compiler
-    token_id = _special(grammar, closing)
-    if token_id is None:
-        return "thoughts", f"thoughts[lazy]: /(.|\\n)*{_escaped(closing)}/"
-    never = [str(token_id), *map(str, compiler.vocabulary.eos_tokens)]
-    never += [f"{first}-{last}" for first, last in compiler.unused]
-    return f"<[^{','.join(never)}]>* <[{token_id}]>", ""
-
-
-def _tag(grammar: Grammar, tag: str) -> str:
-    token_id = _special(grammar, tag)
-    return json.dumps(tag) if token_id is None else f"<[{token_id}]>"
-
-
-def _special(grammar: Grammar, tag: str) -> int | None:
-    """The tag's token, where the vocabulary has one that text is never made of."""
-    token_id = grammar.compiler.tokenizer.token_id(tag)
-    return token_id if token_id is not None and grammar.compiler.vocabulary.is_special_token(token_id) else None
-
-
-def _escaped(text: str) -> str:
-    """A text as a part of a regular expression in Lark's slashes."""
-    return "".join(f"\\{each}" if not (each.isalnum() or each in "<> ") else each for each in text)
+    return grammar.compiler.behind(grammar, Thoughts(opened, opening, closing))
 
 
 class ThinkingBudget:
@@ -69,20 +47,12 @@ class ThinkingBudget:
     had stopped by itself. A budget smaller than the tag ends the block at once.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        tokens: int,
-        *,
-        closing: str = "</think>",
-        opening: str = "<think>",
-        opened: bool = True,
-        grammar: Grammar | None = None,
-    ) -> None:
-        """``opened``: as for `after_thinking`. ``grammar``: bounds the reply besides, the block being a part of it.
+    def __init__(self, tokenizer: Tokenizer, tokens: int, thoughts: Thoughts, grammar: Grammar | None = None) -> None:
+        """``grammar``: bounds the reply besides, the block being a part of it.
 
         RequestError when the tokenizer cannot write the closing tag.
         """
+        opened, opening, closing = thoughts
         # As chat templates have it: the tag on a line of its own, then an empty one.
         end, end_of_line = (
             tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (f"\n{closing}\n\n", f"{closing}\n\n")

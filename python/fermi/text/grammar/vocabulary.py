@@ -8,7 +8,7 @@ from llguidance import LLTokenizer
 from fermi.errors import RequestError
 from fermi.text.tokenizer import Tokenizer
 
-__all__ = ["read_vocabulary"]
+__all__ = ["Vocabulary"]
 
 
 class Entries:
@@ -29,19 +29,37 @@ class Entries:
         return self._tokenizer.encode(text.decode("utf-8", "replace"), add_special_tokens=False)
 
 
-def read_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
+class Vocabulary:
     """The tokenizer's entries and end tokens, in a vocabulary of as many tokens as the model has logits.
 
-    RequestError for a model that cannot end a text, or whose logits are fewer than the tokenizer's entries.
+    Attributes:
+        tokenizer: llguidance's own.
+        not_thoughts: token ids and ranges of them (``7-9``) that end a reply or stand for nothing.
     """
-    end_ids = sorted(token_id for token_id in tokenizer.eos_token_ids if token_id < vocab_size)
-    if not end_ids:
-        raise RequestError("this model has no end-of-text token, so no grammar can end its replies")
-    if vocab_size < tokenizer.vocab_size:
-        raise RequestError(
-            f"this model has logits for {vocab_size} tokens of its tokenizer's {tokenizer.vocab_size}: no grammar can "
-            "bound its replies"
-        )
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """RequestError for a model that cannot end a text, or whose logits are fewer than the tokenizer's entries."""
+        end_ids = sorted(token_id for token_id in tokenizer.eos_token_ids if token_id < vocab_size)
+        if not end_ids:
+            raise RequestError("this model has no end-of-text token, so no grammar can end its replies")
+        if vocab_size < tokenizer.vocab_size:
+            raise RequestError(
+                f"this model has logits for {vocab_size} tokens of its tokenizer's {tokenizer.vocab_size}: no grammar "
+                "can bound its replies"
+            )
+        self._own = tokenizer
+        self.tokenizer = _read(tokenizer, vocab_size, end_ids)
+        used = sorted({*tokenizer.token_ids(), vocab_size})
+        gaps = zip([0, *(token_id + 1 for token_id in used)], used, strict=False)
+        self.not_thoughts = [*map(str, end_ids), *(f"{first}-{end - 1}" for first, end in gaps if first < end)]
+
+    def special(self, text: str) -> int | None:
+        """The token with this text that other text is never made of."""
+        token_id = self._own.token_id(text)
+        return token_id if token_id is not None and self.tokenizer.is_special_token(token_id) else None
+
+
+def _read(tokenizer: Tokenizer, vocab_size: int, end_ids: list[int]) -> LLTokenizer:
     try:
         return LLTokenizer(tokenizer.serialized(), n_vocab=vocab_size, eos_token=end_ids)
     except ValueError:  # of a kind that llguidance does not read: neither byte-level nor with byte fallback
