@@ -86,7 +86,7 @@ def _add_layers(app: FastAPI, state: ServerState) -> None:
         app.add_middleware(RateLimits, settings=settings, refused=metrics.refused)
     ring = KeyRing(settings)
     if ring.known:
-        app.add_middleware(Keys, ring=ring)
+        app.add_middleware(Keys, ring=ring, divide_cache=settings.salt_cache_per_key)
     paths = frozenset(route.path for router in ROUTERS for route in router.routes if isinstance(route, Route))
     app.add_middleware(Requests, state=state, metrics=metrics, paths=paths, tracer=tracer)
     if settings.cors_origins:

@@ -30,6 +30,7 @@ class Exchange:
         request_id: the client's x-request-id, or one that was made for it.
         key_id: names the key that it carried, and so its holder, without telling the key; "" where no key is needed.
         admin: it carried the admin key.
+        cache_owner: prompts share cached blocks only within one owner's requests.
         account: where limits bound what the client may use.
         model: the name of the model that works for it.
         usage: what it has taken so far.
@@ -42,6 +43,7 @@ class Exchange:
     request_id: str = ""
     key_id: str = ""
     admin: bool = False
+    cache_owner: str = ""
     account: Account | None = None
     model: str = ""
     usage: Usage | None = None

@@ -92,9 +92,11 @@ class KeyRing:
 class Keys:
     """Lets a request through if it carries a key, or none is needed, or its path is open; notes who sent it."""
 
-    def __init__(self, app: ASGIApp, ring: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, ring: KeyRing, *, divide_cache: bool) -> None:
+        """``divide_cache``: no key finds in the prefix cache what another has put there."""
         self._app = app
         self._ring = ring
+        self._divide_cache = divide_cache
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -103,7 +105,9 @@ class Keys:
                 await unauthorized().response()(scope, receive, send)
                 return
             if holder is not None:
-                exchange().key_id, exchange().admin = holder
+                known = exchange()
+                known.key_id, known.admin = holder
+                known.cache_owner = holder.key_id if self._divide_cache else ""
                 scope["state"].update(key_id=holder.key_id, admin=holder.admin)
         await self._app(scope, receive, send)
 

@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
-from fermi.config import Address, Settings
+from fermi.config import Address, OpenAISettings, Settings
 from fermi.errors import ConfigError
 from fermi.server.app import create_app
 from fermi.server.log import logger
@@ -21,6 +22,7 @@ from fermi.server.state import ServerState
 
 BACKLOG = 2048
 GRACE_S = 5  # for answers that are on their way to slow clients when the server ends
+HURRY_S = 1  # the same, and for the engines' last steps, when it shall end at once
 KEEP_ALIVE_S = 75  # above the minute after which load balancers close idle connections themselves
 
 
@@ -47,29 +49,18 @@ class Listener:
     Attributes:
         state: the server's state.
         exit_code: 0 after a stop or a drain, 1 after ``fail``.
+        abandoned: an engine did not end in time; its thread may still run.
     """
 
     def __init__(self, registry: Registry, settings: Settings, sockets: list[socket.socket]) -> None:
         self.app = create_app(registry, settings, self._lifespan)
         self.state: ServerState = self.app.state.server
         self.exit_code = 0
+        self.abandoned = False
         self.loop: asyncio.AbstractEventLoop
         self._sockets = sockets
         self._starting: list[Callable[[], None]] = []
-        self._server = _Uvicorn(
-            uvicorn.Config(
-                self.app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                date_header=False,  # the middleware's
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=GRACE_S,
-                lifespan="on",
-                ws="none",
-            )
-        )
+        self._server = _Uvicorn(_configuration(self.app, settings.openai))
 
     def on_start(self, call: Callable[[], None]) -> None:
         """Call this in the event loop when it runs."""
@@ -82,8 +73,9 @@ class Listener:
 
     def stop(self) -> None:
         """End now; what runs is cut off with an error. To be called in the event loop's thread."""
+        self._server.config.timeout_graceful_shutdown = HURRY_S
         self.state.drain()
-        self._ending = asyncio.ensure_future(self._end())
+        self._ending = asyncio.ensure_future(self._end(HURRY_S))
 
     def fail(self) -> None:
         """End now, with exit code 1."""
@@ -102,11 +94,13 @@ class Listener:
     async def _end_when_drained(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.state.drained.wait(), self.state.settings.openai.drain_ms / 1000)
-        await self._end()
+        await self._end(None)
 
-    async def _end(self) -> None:
-        """Stop the engines, which ends every request, then the server."""
-        await self.state.residency.stop()
+    async def _end(self, seconds: float | None) -> None:
+        """Stop the engines, which ends every request, then the server. Those that take longer are left alone."""
+        stopping = asyncio.ensure_future(self.state.residency.stop())
+        done, _ = await asyncio.wait([stopping], timeout=seconds)
+        self.abandoned = not done
         self._server.stopping.set()
 
     @asynccontextmanager
@@ -119,7 +113,38 @@ class Listener:
         for call in self._starting:
             call()
         yield
-        await state.residency.stop()
+        if not self.abandoned:
+            await state.residency.stop()
+        if self.app.state.tracer is not None:
+            await loop.run_in_executor(None, self.app.state.tracer.close)
+
+
+def _configuration(app: FastAPI, settings: OpenAISettings) -> uvicorn.Config:
+    """uvicorn's own settings: uvloop and httptools where they are installed. ConfigError for a bad certificate."""
+    if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
+        raise ConfigError("openai.ssl_keyfile: there is no openai.ssl_certfile that it belongs to")
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        date_header=False,  # the middleware's
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+        lifespan="on",
+        ws="none",
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        ssl_keyfile_password=settings.ssl_keyfile_password,
+    )
+    try:
+        config.load()
+    except OSError as error:  # of ssl, too
+        files = " and ".join(str(each) for each in (settings.ssl_certfile, settings.ssl_keyfile) if each)
+        raise ConfigError(f"openai.ssl_certfile: {files} cannot be used: {error}") from error
+    return config
 
 
 class _Uvicorn(uvicorn.Server):

@@ -63,6 +63,8 @@ def _service(loaded: LoadedModel, settings: Settings) -> Service | Pool:
             engine,
             max_running=settings.engine.max_num_seqs,
             max_queued_requests=-(-settings.openai.max_queue // len(engines)),
+            max_queued_tokens=-(-settings.openai.max_queue_tokens // len(engines)),
+            max_restarts=settings.engine.max_restarts,
         )
         for engine in engines
     ]
@@ -72,7 +74,12 @@ def _service(loaded: LoadedModel, settings: Settings) -> Service | Pool:
 
 
 def _serve_embedder(name: str, aliases: frozenset[str], loaded: LoadedEmbedder, settings: Settings) -> ServedEmbedder:
-    service = EmbeddingService(loaded.embedder, max_queued_requests=settings.openai.max_queue)
+    service = EmbeddingService(
+        loaded.embedder,
+        max_queued_requests=settings.openai.max_queue,
+        max_queued_tokens=settings.openai.max_queue_tokens,
+        max_restarts=settings.engine.max_restarts,
+    )
     service.start()
     model, source = loaded.model, "" if name == loaded.source else f" ({loaded.source})"
     gives = f"{model.dim} scores" if loaded.scores_pairs else f"vectors of {model.dim} numbers"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from fermi.engine.sequence import Request
 from fermi.errors import ContextLengthError, RequestError
 from fermi.sampling_params import SamplingParams
+from fermi.server.exchange import exchange
 from fermi.server.schema.common import GenerationBody
 from fermi.server.served import ServedModel
 
@@ -117,7 +118,7 @@ def engine_request(
         eos_token_ids=served.tokenizer.eos_token_ids,
         deadline=time.monotonic() + min(limits) if limits else None,
         priority=body.priority or 0,
-        cache_salt=_salt(body.cache_salt),
+        cache_salt=_salt(exchange().cache_owner, body.cache_salt or ""),
     )
 
 
@@ -130,5 +131,9 @@ def _logit_bias(body: GenerationBody) -> dict[int, float]:
     return biases
 
 
-def _salt(text: str | None) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little") if text else 0
+def _salt(*parts: str) -> int:
+    """A number for the owner of cached blocks and the client's own salt; 0 where there are none."""
+    if not any(parts):
+        return 0
+    text = "\0".join(parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")

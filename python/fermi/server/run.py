@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from fermi.config import Settings
 from fermi.errors import FermiError
 from fermi.server.configured import configured, model_names
 from fermi.server.errors import NotReadyError
+from fermi.server.keys import KeyRing
 from fermi.server.listener import Listener, bind
 from fermi.server.log import configure_logging, logger
 from fermi.server.registry import Registry
@@ -26,8 +28,9 @@ def run(settings: Settings) -> int:
     configure_logging(settings.log)
     listening = bind(settings.openai.addr)
     host, port = listening.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    if not settings.openai.api_keys and host not in ("127.0.0.1", "::1"):
+    scheme = "http" if settings.openai.ssl_certfile is None else "https"
+    address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    if not KeyRing(settings.openai).closed and host not in ("127.0.0.1", "::1"):
         logger().warning("open to the network without a key", address=address, hint="set FERMI_API_KEYS or --host")
     registry = Registry()
     registry.starting = True
@@ -35,7 +38,10 @@ def run(settings: Settings) -> int:
     tasks: list[asyncio.Task[None]] = []
     listener.on_start(lambda: tasks.append(listener.loop.create_task(_start(listener, settings, address))))
     logger().info("listening", address=address)
-    return listener.run()
+    code = listener.run()
+    if listener.abandoned:  # the interpreter must not take itself apart under an engine that runs
+        os._exit(code)
+    return code
 
 
 async def _start(listener: Listener, settings: Settings, address: str) -> None:
