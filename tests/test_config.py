@@ -277,3 +277,38 @@ def test_thinking() -> None:
     ]
     with pytest.raises(ValueError, match="on, off, auto"):
         parse_thinking(1)
+
+
+def test_paths_in_a_file_begin_where_it_is(load: Load, tmp_path: Path) -> None:
+    toml = '[openai]\nssl_certfile = "tls/cert.pem"\nssl_keyfile = "/etc/key.pem"\n[cache]\nhub_dir = "models"'
+    settings = load(toml, FERMI_OPENAI__SSL_CERTFILE="")
+    assert settings.openai.ssl_certfile == tmp_path / "tls/cert.pem"
+    assert settings.openai.ssl_keyfile == Path("/etc/key.pem")
+    assert settings.cache.hub_dir == tmp_path / "models"
+    assert load(toml, FERMI_OPENAI__SSL_CERTFILE="here.pem").openai.ssl_certfile == Path("here.pem")
+
+
+def test_a_key_given_replaces_the_file_of_keys(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a\nb\n")
+    from_file = load('[openai]\napi_keys_file = "keys"')
+    assert (from_file.openai.api_keys, from_file.openai.api_keys_file) == (("a", "b"), tmp_path / "keys")
+    for replaced in (
+        load('[openai]\napi_keys_file = "keys"', FERMI_API_KEYS="c"),
+        load('[openai]\napi_keys_file = "keys"\napi_keys = ["c"]'),
+    ):
+        assert (replaced.openai.api_keys, replaced.openai.api_keys_file) == (("c",), None)
+
+
+def test_secrets_are_starred(load: Load) -> None:
+    settings = load(FERMI_API_KEYS="key-1", FERMI_ADMIN_KEY="key-2", FERMI_OPENAI__SSL_KEYFILE_PASSWORD="key-3")
+    shown = {name: (value, str(origin)) for name, value, origin in settings.table()}
+    assert shown["openai.admin_key"] == ("***", "environment FERMI_ADMIN_KEY")
+    assert shown["openai.requests_per_minute"] == ("0", "default")
+    assert "key-" not in str(shown)
+
+
+def test_a_bad_secret_is_not_told(load: Load) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load('[openai]\nadmin_key = ["hidden"]')
+    assert "openai.admin_key" in str(caught.value)
+    assert "hidden" not in str(caught.value)

@@ -99,6 +99,9 @@ def _file_layer(path: Path | None, infos: Mapping[str, SettingInfo]) -> Layer:
     model = layer.get("model.id")
     if model is not None and isinstance(model.raw, str) and (path.parent / model.raw).is_dir():
         layer["model.id"] = model._replace(raw=str((path.parent / model.raw).resolve()))
+    for name, value in layer.items():  # relative names begin where the file is
+        if infos[name].kind in (Path, Path | None) and isinstance(value.raw, str):
+            layer[name] = value._replace(raw=path.parent / Path(value.raw).expanduser())
     return _text_files(layer, path.parent, infos)
 
 
@@ -203,10 +206,11 @@ def _build(layer: Layer) -> Settings:
 def _complaints(invalid: ValidationError, layer: Layer) -> Iterable[str]:
     """Origin, settings and reason of each thing wrong: a variable of several sections is wrong once."""
     names: dict[tuple[Origin | None, str], list[str]] = {}
+    secret = {info.name for info in known_settings() if info.secret}
     for error in invalid.errors():
         name = ".".join(str(part) for part in error["loc"][:2])
         reason = error["msg"].removeprefix("Value error, ")
-        if name in layer and error["type"] != "value_error":
+        if name in layer and name not in secret and error["type"] != "value_error":
             reason += f", got {layer[name].raw!r}"
         names.setdefault((layer[name].origin if name in layer else None, reason), []).append(name)
     for (origin, reason), settings in names.items():
