@@ -15,6 +15,7 @@ from fermi.server.prompts import Prompt, engine_request, off_loop, room, samplin
 from fermi.server.schema.chat import ChatBody
 from fermi.server.served import ServedModel
 from fermi.server.state import ServerState
+from fermi.server.structured import reply_bounds, wanted_structure
 from fermi.server.thinking import ThinkingPlan
 from fermi.text.messages import normalise_messages
 
@@ -143,7 +144,9 @@ async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
     limit = room(served, prompt, asked, default=served.defaults.max_tokens, param="messages", field=name)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, served, max_tokens=limit, logprobs=logprobs)
-    submitted = engine_request(served, body, prompt, params, state.settings.openai.timeout_ms)
+    thoughts = plan.thoughts(prompt.text or "", continues=bool(body.continue_final_message))
+    bounds = await reply_bounds(served, wanted_structure(body), thoughts, plan.budget(limit))
+    submitted = engine_request(served, body, prompt, params, state.settings.openai.timeout_ms, bounds)
     generation = Generation(served, [submitted], params, continues=bool(body.continue_final_message))
     texts = [ChatText(plan, prompt.text or "", bool(tools)) for _ in generation.choices]
     return ChatRun(body, served, params, plan, generation, texts)
@@ -177,8 +180,6 @@ async def rendered(
 
 def check_honourable(body: ChatBody) -> None:
     """RequestError naming the first field that asks for what is not there yet."""
-    if body.response_format not in (None, {"type": "text"}):
-        raise _unsupported("response_format", "only {'type': 'text'} is supported")
     if body.tool_choice not in (None, "none", "auto"):
         raise _unsupported("tool_choice", "only 'auto' and 'none' are supported")
     if body.tool_choice == "auto" and not body.tools:

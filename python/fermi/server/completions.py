@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from fermi.engine.sequence import Grammar
 from fermi.errors import RequestError
 from fermi.sampling_params import SamplingParams
 from fermi.server.body import body_of, documented
@@ -22,6 +23,9 @@ from fermi.server.schema.completions import CompletionBody
 from fermi.server.served import ServedModel
 from fermi.server.sse import data
 from fermi.server.state import ServerState, state_of
+from fermi.server.structured import reply_bounds, wanted_structure
+from fermi.text.grammar import Thoughts
+from fermi.text.reasoning import ReasoningSplitter
 
 router = APIRouter(tags=["completions"])
 
@@ -47,9 +51,12 @@ async def prepare(body: CompletionBody, state: ServerState) -> CompletionReply:
         raise RequestError(f"prompt: more than {MAX_CHOICES} completions in one request", param="prompt")
     prompts = await encode(given, served, add_special_tokens=body.add_special_tokens is not False)
     params = [_params(body, served, prompt) for prompt in prompts]
+    opened = [ReasoningSplitter.opened_by(_end(prompt, served)) for prompt in prompts]
+    bounds = {each: await _bounds(body, served, opened=each) for each in set(opened)}
     timeout_ms = state.settings.openai.timeout_ms
     requests = [
-        engine_request(served, body, prompt, each, timeout_ms) for prompt, each in zip(prompts, params, strict=True)
+        engine_request(served, body, prompt, each, timeout_ms, bounds[inside])
+        for prompt, each, inside in zip(prompts, params, opened, strict=True)
     ]
     generation = Generation(served, requests, params[0], continues=True)
     return CompletionReply(body, served, params[0], prompts, generation)
@@ -88,6 +95,20 @@ def _params(body: CompletionBody, served: ServedModel, prompt: Prompt) -> Sampli
     limit = room(served, prompt, body.max_tokens, default=DEFAULT_MAX_TOKENS, param="prompt", field="max_tokens")
     scores_of_prompt = body.logprobs if body.echo else None
     return sampling_params(body, served, max_tokens=limit, logprobs=body.logprobs, prompt_logprobs=scores_of_prompt)
+
+
+async def _bounds(body: CompletionBody, served: ServedModel, *, opened: bool) -> Grammar | None:
+    """What bounds the text after a prompt. ``opened``: it ends inside a thinking block, behind which a form begins."""
+    structure = wanted_structure(body)
+    budget = None if body.thinking_budget == -1 else body.thinking_budget
+    return await reply_bounds(served, structure, Thoughts(opened) if opened or structure is None else None, budget)
+
+
+def _end(prompt: Prompt, served: ServedModel) -> str:
+    """The end of a prompt's text."""
+    if prompt.text is not None:
+        return prompt.text
+    return served.tokenizer.decode(prompt.token_ids[-16:], skip_special_tokens=False)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fermi.engine.sequence import Request
+from fermi.engine.sequence import Grammar, Request
 from fermi.errors import ContextLengthError, RequestError
 from fermi.sampling_params import SamplingParams
 from fermi.server.exchange import exchange
@@ -106,7 +106,12 @@ def template_variables(variables: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def engine_request(
-    served: ServedModel, body: GenerationBody, prompt: Prompt, params: SamplingParams, timeout_ms: int
+    served: ServedModel,
+    body: GenerationBody,
+    prompt: Prompt,
+    params: SamplingParams,
+    timeout_ms: int,
+    grammar: Grammar | None = None,
 ) -> Request:
     """The request for the engine; the deadline is the nearer of the client's and the server's."""
     limits = [body.timeout] if body.timeout is not None else []
@@ -119,6 +124,7 @@ def engine_request(
         deadline=time.monotonic() + min(limits) if limits else None,
         priority=body.priority or 0,
         cache_salt=_salt(exchange().cache_owner, body.cache_salt or ""),
+        grammar=grammar,
     )
 
 

@@ -40,7 +40,6 @@ class ChatBody(GenerationBody):
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
     thinking: Annotated[Thinking, BeforeValidator(parse_thinking)] | None = None
     reasoning_effort: Effort | None = None
     reasoning_format: ReasoningFormat | None = None
@@ -64,7 +63,6 @@ class ChatBody(GenerationBody):
         "best_of": (1,),
         "echo": (False,),
         "suffix": ("",),
-        "thinking_budget": (),
         "chat_template": (),
         "mm_processor_kwargs": (),
     }

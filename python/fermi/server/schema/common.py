@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 
-from fermi.errors import RequestError
+from fermi.server.schema.body import Body as Body
+from fermi.server.schema.structured import StructuredBody
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -22,24 +23,6 @@ def _one_or_many(value: Any) -> Any:
 Stops = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_many), Field(max_length=16)]
 
 
-class Body(BaseModel):
-    """A request body: known fields are checked strictly, unknown ones accepted.
-
-    ``refused`` lists fields that fermi knows but cannot honour, each with the values that ask for nothing.
-    """
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-
-    def refuse_unsupported(self) -> None:
-        """RequestError naming the first field that cannot be honoured."""
-        extra = self.model_extra or {}
-        for name, harmless in self.refused.items():
-            if name in extra and extra[name] not in (None, *harmless):
-                raise RequestError(f"{name} is not supported by this server", param=name, code="unsupported_parameter")
-
-
 class StreamOptions(Body):
     """What a stream carries besides its chunks."""
 
@@ -47,7 +30,7 @@ class StreamOptions(Body):
     continuous_usage_stats: bool | None = None
 
 
-class GenerationBody(Body):
+class GenerationBody(StructuredBody):
     """How to generate; None leaves it to the server's settings, then to the model's, then to fermi."""
 
     model: str | None = None
@@ -86,13 +69,8 @@ class GenerationBody(Body):
         "return_tokens_as_token_ids": (False,),
         "return_token_ids": (False,),
         "logits_processors": ([],),
-        "guided_json": (),
-        "guided_regex": (),
-        "guided_choice": (),
-        "guided_grammar": (),
-        "structured_outputs": (),
-        "grammar": (),
-        "json_schema": (),
+        "guided_whitespace_pattern": (),
+        "structural_tag": (),
     }
 
     @property

@@ -26,5 +26,4 @@ class CompletionBody(GenerationBody):
         **GenerationBody.refused,
         "suffix": ("",),
         "prompt_embeds": (),
-        "response_format": ({"type": "text"},),
     }

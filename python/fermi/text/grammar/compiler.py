@@ -55,7 +55,8 @@ class GrammarCompiler:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
         self._threads = threads
-        self._lock = threading.Lock()
+        self._turn = threading.Lock()  # to compile
+        self._lock = threading.Lock()  # of what is kept, for moments only
         self._vocabulary: Vocabulary | None = None
         self._executor: LLExecutor | None = None
         self._background: ThreadPoolExecutor | None = None
@@ -70,7 +71,7 @@ class GrammarCompiler:
 
     def find(self, spec: GrammarSpec, thoughts: Thoughts | None = None) -> Grammar | None:
         """The same, at once, where it is still kept. RequestError where the spec is malformed."""
-        return self._kept.get((describe(spec), thoughts))
+        return self._find((describe(spec), thoughts))
 
     def behind(self, grammar: Grammar, thoughts: Thoughts) -> Grammar:
         """A grammar begun behind a thinking block."""
@@ -86,7 +87,7 @@ class GrammarCompiler:
     @property
     def vocabulary(self) -> Vocabulary:
         """llguidance's view of the tokenizer."""
-        with self._lock:
+        with self._turn:
             return self._read_vocabulary()
 
     def _read_vocabulary(self) -> Vocabulary:
@@ -94,17 +95,24 @@ class GrammarCompiler:
             self._vocabulary = Vocabulary(self.tokenizer, self.vocab_size)
         return self._vocabulary
 
-    def _compiled(self, source: str, thoughts: Thoughts | None) -> Grammar:
+    def _find(self, key: tuple[str, Thoughts | None]) -> Grammar | None:
         with self._lock:
-            key = (source, thoughts)
-            grammar = self._kept.get(key)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def _compiled(self, source: str, thoughts: Thoughts | None) -> Grammar:
+        key = (source, thoughts)
+        with self._turn:
+            grammar = self._find(key)
             if grammar is None:
                 if thoughts is not None:
                     source = behind(source, thoughts, self._read_vocabulary())
-                grammar = self._kept[key] = self._compile(source)
-                while len(self._kept) > MAX_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
+                grammar = self._compile(source)
+                with self._lock:
+                    self._kept[key] = grammar
+                    if len(self._kept) > MAX_KEPT:
+                        self._kept.popitem(last=False)
             return grammar
 
     def _compile(self, source: str) -> Grammar:

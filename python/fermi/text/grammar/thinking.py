@@ -23,7 +23,7 @@ def bounds(
 
     None where nothing does. Takes as long as compiling. RequestError as `GrammarCompiler.compile` and `ThinkingBudget`.
     """
-    grammar = None if spec is None else compiler.compile(spec, thoughts)
+    grammar = None if spec is None else compiler.find(spec, thoughts) or compiler.compile(spec, thoughts)
     if thoughts is None or budget is None:
         return grammar
     return ThinkingBudget(compiler.tokenizer, budget, thoughts, grammar)
