@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable
 from hashlib import sha256
+from hmac import compare_digest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ class KeyRing:
         for given in carried:
             for admin, keys in ((False, users), (True, admins)):
                 for key in keys:
-                    if hmac.compare_digest(key.encode(), given):
+                    if compare_digest(key.encode(), given):
                         found = Holder(_id(given), admin or (found is not None and found.admin))
         return found
 
