@@ -107,9 +107,9 @@ class ChatRun:
         delta = text.push(piece)
         self.usage.reasoning_tokens += text.reasoning_tokens - before
         reason = piece.finish_reason
-        if self.body.parallel_tool_calls is False and delta.calls:
-            delta.calls, delta.content, text.calls = _first_of(delta.calls), "", 1
-            if reason is None:
+        if self.body.parallel_tool_calls is False and text.calls:
+            delta.calls, delta.content = _first_of(delta.calls), ""
+            if reason is None and text.completed:
                 self.generation.end(piece.index)
                 reason = "stop"
         if reason == "stop" and text.calls:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fermi.server.generation import Piece
 from fermi.server.thinking import ThinkingPlan
 from fermi.text.reasoning import ReasoningDelta, ReasoningSplitter
-from fermi.text.tool_calls import ToolCall, ToolCallParser
+from fermi.text.tool_calls import CallPiece, ToolCallParser, tool_format
 
 OPENING = "<think>"
 
@@ -40,7 +40,7 @@ class ChatText:
     """Takes the text of one choice as it comes.
 
     Attributes:
-        calls: how many tool calls there were.
+        calls: how many tool calls have begun; completed: how many of them are complete.
         reasoning_tokens: tokens before the content began, if there were thoughts.
     """
 
@@ -48,6 +48,7 @@ class ChatText:
     prompt: str
     with_tools: bool
     calls: int = 0
+    completed: int = 0
     reasoning_tokens: int = 0
     _splitter: ReasoningSplitter = field(init=False)
     _tools: ToolCallParser | None = field(init=False)
@@ -58,7 +59,7 @@ class ChatText:
 
     def __post_init__(self) -> None:
         self._splitter = ReasoningSplitter(starts_inside=ReasoningSplitter.opened_by(self.prompt))
-        self._tools = ToolCallParser() if self.with_tools else None
+        self._tools = tool_format("").parser() if self.with_tools else None
 
     def push(self, piece: Piece) -> ChatDelta:
         """What is certain now; the rest with the piece that finishes."""
@@ -82,13 +83,9 @@ class ChatText:
                 rest_found = self._tools.finish()
                 delta.content += rest_found.content
                 calls += rest_found.calls
-            delta.calls = tuple(each for call in calls for each in self._deltas(call))
+            delta.calls = tuple(map(_delta, calls))
+            self.calls, self.completed = self._tools.calls, self._tools.completed
         return delta
-
-    def _deltas(self, call: ToolCall) -> tuple[CallDelta, CallDelta]:
-        index, self.calls = self.calls, self.calls + 1
-        named = CallDelta(index, f"call_{uuid.uuid4().hex[:24]}", call.name)
-        return named, CallDelta(index, arguments=call.arguments)
 
     def _opened(self) -> str:
         """The tag that the template wrote in the model's place, before the first piece of the reply."""
@@ -102,3 +99,9 @@ class ChatText:
         if not self._answered and self._thought:
             self.reasoning_tokens = self._tokens - (tokens if split.content else 0)
         self._answered |= bool(split.content)
+
+
+def _delta(call: CallPiece) -> CallDelta:
+    if call.name is None:
+        return CallDelta(call.index, arguments=call.arguments)
+    return CallDelta(call.index, f"call_{uuid.uuid4().hex[:24]}", call.name, call.arguments)

@@ -1,0 +1,119 @@
+"""The format of Qwen3-Coder: calls in XML whose arguments are plain text, typed by the tool's schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from fermi.text.tool_calls.base import ToolFormat
+from fermi.text.tool_calls.functions import Function, Functions
+from fermi.text.tool_calls.json_call import json_arguments, json_calls
+from fermi.text.tool_calls.lark import Grammar
+from fermi.text.tool_calls.reply import Markers, Reply, Steps
+from fermi.text.tool_calls.values import from_text, inside_string
+
+__all__ = ["Qwen3Coder"]
+
+LONGEST_NAME = 128
+_NAME = re.compile(r"[^\s<>=]+")
+_END_OF_VALUE = Markers("\n</parameter>", "</parameter>")
+
+
+class Qwen3Coder(ToolFormat):
+    """``<tool_call><function=NAME><parameter=KEY>value</parameter>…</function></tool_call>``.
+
+    Strings are passed on while they come; other values when they are complete. The outer tags may be missing, the
+    arguments may be a JSON object, and the call one as Hermes writes it.
+    """
+
+    name = "qwen3_coder"
+    opening = ("<tool_call>", "<function=")
+    closing = ("</function>", "</tool_call>")
+    opened = "<tool_call>"
+    separator = "\n"
+
+    def block(self, reply: Reply, functions: Functions, marker: str) -> Steps[None]:
+        if marker == "<tool_call>":
+            yield from reply.space()
+            if (yield from reply.peek()) == "{":
+                yield from json_calls(reply, bool)
+                return
+            if not (yield from reply.word("<function=")):
+                return
+        name = yield from reply.run(_NAME, LONGEST_NAME)
+        if not name.isprintable() or not (yield from reply.word(">")):
+            return
+        yield from reply.space()
+        if (yield from reply.peek()) == "{":
+            yield from json_arguments(reply, name)
+        elif name:
+            yield from _parameters(reply, functions.get(name))
+
+    def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
+        return f'"\\n" {grammar.either("call", [_grammar_of_call(grammar, each) for each in functions])}'
+
+
+def _parameters(reply: Reply, function: Function) -> Steps[None]:
+    """All parameters, and the closing tag behind them."""
+    named = False
+    while (tag := (yield from reply.word("<parameter=", "</function>"))) == "<parameter=":
+        reply.attempt(tag)
+        key = yield from reply.run(_NAME, LONGEST_NAME)
+        if not key or not (yield from reply.word(">")):
+            return
+        if not named:
+            reply.call(function.name)
+        reply.drop()
+        reply.arguments(f"{', ' if named else '{'}{json.dumps(key, ensure_ascii=False)}: ")
+        named = True
+        if not (yield from _value(reply, function.types(key) if key in function.properties else frozenset({"string"}))):
+            return
+        yield from reply.space()
+    if not tag:
+        return
+    if not named:
+        reply.call(function.name)
+        reply.arguments("{")
+    reply.arguments("}")
+    reply.complete()
+
+
+def _value(reply: Reply, types: frozenset[str]) -> Steps[bool]:
+    """Pass on a value, without the line breaks that set it off: whether it is closed."""
+    yield from reply.word("\n")
+    texts: list[str] = []
+    if types == {"string"}:
+        reply.arguments('"')
+    while True:
+        text, end = yield from reply.until(_END_OF_VALUE)
+        if types == {"string"}:
+            reply.arguments(inside_string(text))
+        else:
+            texts.append(text)
+        if end:
+            reply.arguments('"' if types == {"string"} else from_text("".join(texts), types))
+            return True
+        if not text:
+            return False
+
+
+def _grammar_of_call(grammar: Grammar, function: Function) -> str:
+    """The call in a grammar: its parameters in the order of the schema."""
+
+    def parameter(name: str) -> str:
+        schema = function.properties[name]
+        choices = schema.get("enum") if isinstance(schema, dict) else None
+        head = grammar.literal(f"<parameter={name}>\n")
+        end = "\n</parameter>\n"
+        if function.types(name) != {"string"}:
+            value = f"{grammar.parameter(function, name)} {grammar.literal(end)}"
+        elif choices:
+            value = f"({' | '.join(grammar.literal(each) for each in choices)}) {grammar.literal(end)}"
+        else:
+            value = grammar.until(end)
+        return grammar.rule("parameter", f"{head} {value}")
+
+    head = grammar.literal(f"<function={function.name}>\n")
+    tail = grammar.literal("</function>\n</tool_call>")
+    return f"{head} {grammar.members(function, parameter, '')} {tail}"
