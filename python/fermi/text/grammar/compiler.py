@@ -19,8 +19,12 @@ from fermi.text.tokenizer import Tokenizer
 
 __all__ = ["Grammar", "GrammarCompiler"]
 
-#: Grammars that are kept compiled.
-MAX_KEPT = 64
+#: Grammars that are kept compiled. One may take some 30 MiB, though most take a few KiB.
+MAX_KEPT = 32
+#: What reading a grammar's regular expressions may cost, and how many states matching them may have, in llguidance's
+#: units: about a quarter of a second, and 50 MiB.
+LEXER_FUEL = 200_000
+LEXER_STATES = 50_000
 
 Result = TypeVar("Result")
 
@@ -40,7 +44,11 @@ class Grammar:
 
     def start(self) -> Constraint:
         """What a new sequence may say: the state before its first token."""
-        return Constraint(self._matcher.deep_copy(), self._executor)
+        return Constraint(self._matcher.deep_copy(), self._executor, self.forget)
+
+    def forget(self) -> None:
+        """Compile it anew for the next who asks: its lexer, which all its sequences share, is at its end."""
+        self.compiler.forget(self)
 
 
 class GrammarCompiler:
@@ -76,6 +84,13 @@ class GrammarCompiler:
     def behind(self, grammar: Grammar, thoughts: Thoughts) -> Grammar:
         """A grammar begun behind a thinking block."""
         return self._compiled(grammar.source, thoughts)
+
+    def forget(self, grammar: Grammar) -> None:
+        """Do not keep a grammar any longer."""
+        with self._lock:
+            for key, kept in list(self._kept.items()):
+                if kept is grammar:
+                    del self._kept[key]
 
     def in_background(self, work: Callable[[], Result]) -> Future[Result]:
         """Does work on a thread for compiling, in turn: however many ask, the others' threads stay free."""
@@ -116,13 +131,16 @@ class GrammarCompiler:
             return grammar
 
     def _compile(self, source: str) -> Grammar:
-        limits = LLParserLimits(verbose_errors=False)
+        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, max_lexer_states=LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(self._read_vocabulary().tokenizer, source, log_level=0, limits=limits)
-        first = matcher.deep_copy()
-        if not matcher.is_error():  # the first mask builds the lexer: what it cannot do shows now
-            first.compute_bitmask()
-        if first.is_error():
-            raise RequestError(f"the grammar cannot be compiled: {reason_of(first)}")
+        for _ in range(2):  # masks build the lexer, which all copies share: what it cannot do shows with the second
+            first = matcher.deep_copy()
+            if not first.is_error():
+                first.compute_bitmask()
+            if first.is_error():
+                reason = reason_of(first)
+                reason = "no text matches it" if reason.startswith("NoExtension") else reason
+                raise RequestError(f"the grammar cannot be compiled: {reason}")
         if self._executor is None:
             self._executor = LLExecutor(self._threads)
         return Grammar(self, source, matcher, self._executor)

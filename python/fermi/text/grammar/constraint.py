@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,19 @@ class GrammarError(Exception):
 class Constraint:
     """One sequence under a grammar, a budget, or both. For one thread at a time."""
 
-    __slots__ = ("_budget", "_executor", "_matcher")
+    __slots__ = ("_budget", "_executor", "_failed", "_matcher")
 
     def __init__(
-        self, matcher: LLMatcher | None = None, executor: LLExecutor | None = None, budget: Budget | None = None
+        self,
+        matcher: LLMatcher | None = None,
+        executor: LLExecutor | None = None,
+        failed: Callable[[], None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        """``failed`` is called where the grammar cannot go on."""
         self._matcher = matcher
         self._executor = executor
+        self._failed = failed
         self._budget = budget
 
     @property
@@ -36,14 +42,14 @@ class Constraint:
 
     def with_budget(self, budget: Budget) -> Constraint:
         """The same, thinking no longer than that."""
-        return Constraint(self._matcher, self._executor, budget)
+        return Constraint(self._matcher, self._executor, self._failed, budget)
 
     def accept(self, token_id: int) -> None:
         """The token was drawn. GrammarError where the grammar does not allow it."""
         if self._budget is not None:
             self._budget.accept(token_id)
         if self._matcher is not None and not self._matcher.consume_token(token_id):
-            raise GrammarError(reason_of(self._matcher))
+            raise GrammarError(self._reason(self._matcher))
 
     @staticmethod
     def fill(constraints: Sequence[Constraint], masks: npt.NDArray[np.uint32]) -> dict[int, str]:
@@ -67,9 +73,15 @@ class Constraint:
         if executor is None:
             return {}
         executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
-        return {row: reason_of(matcher) for matcher, row in matchers if matcher.is_error()}
+        return {row: constraints[row]._reason(matcher) for matcher, row in matchers if matcher.is_error()}
+
+    def _reason(self, matcher: LLMatcher) -> str:
+        """Why its grammar cannot go on."""
+        if self._failed is not None:
+            self._failed()
+        return reason_of(matcher)
 
 
 def reason_of(matcher: LLMatcher) -> str:
     """llguidance's own words, without its dump of the parser."""
-    return matcher.get_error().split("\n<state>", 1)[0].strip()
+    return matcher.get_error().split("\n<state>", 1)[0].removesuffix("<non-verbose/>").strip()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from llguidance import LLMatcher, regex_to_lark
 
 from fermi.errors import RequestError
-from fermi.text.grammar.gbnf import lark_of_gbnf
+from fermi.text.grammar.gbnf_lark import lark_of_gbnf
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -113,8 +113,14 @@ def _schema(schema: Mapping[str, Any], *, strict: bool) -> str:
     # A schema's own wishes are not taken: they would lift the bound of the white space.
     own = {name: value for name, value in schema.items() if name != "x-guidance"}
     try:
-        return LLMatcher.grammar_from_json_schema(_bounded(json.dumps(own), "the JSON schema"), overrides=overrides)
+        text = json.dumps(own)
     except (ValueError, TypeError, RecursionError) as error:
+        raise RequestError(f"the JSON schema is not JSON: {error}") from None
+    try:
+        return LLMatcher.grammar_from_json_schema(_bounded(text, "the JSON schema"), overrides=overrides)
+    except RequestError:
+        raise
+    except ValueError as error:
         raise RequestError(f"the JSON schema cannot be read: {error}") from None
 
 
