@@ -13,8 +13,8 @@ import openai
 
 from fermi.config import Address, Settings
 from fermi.server.listener import Listener, bind
-from fermi.server.registry import Registry
-from fermi.server.served import ServedModel
+from fermi.server.registry import Entry, Registry
+from fermi.server.served import Served
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Running:
 
 
 @contextmanager
-def serving(*models: ServedModel, settings: Settings | None = None) -> Iterator[Running]:
+def serving(*models: Served | Entry, settings: Settings | None = None) -> Iterator[Running]:
     """A server with these models, on a free port, for as long as the block lasts."""
     listening = bind(Address("127.0.0.1", 0))
     listener = Listener(Registry(*models), settings or Settings(), [listening])

@@ -55,6 +55,11 @@ class Pool:
         return all(replica.service.ready for replica in self._replicas)
 
     @property
+    def alive(self) -> bool:
+        """Whether no replica has ended."""
+        return all(replica.service.alive for replica in self._replicas)
+
+    @property
     def open_requests(self) -> int:
         """Requests that have not ended."""
         return sum(replica.service.open_requests for replica in self._replicas)
