@@ -123,16 +123,17 @@ class Growing:
             self._document["completed_at"] = int(time.time())
             yield self.told("response.completed", "completed")
 
-    def fail(self, failure: Failure) -> Event:
-        """The last event of a response that failed."""
+    def fail(self, failure: Failure) -> Iterator[Event]:
+        """The last events of a response that failed."""
         code = {429: "rate_limit_exceeded"}.get(failure.status, "server_error")
         self._document["error"] = {"code": code, "message": failure.message}
-        self._keep_what_is_open()
-        return self.told("response.failed", "failed")
+        yield from self._close("incomplete")
+        yield self.told("response.failed", "failed")
 
     def cancel(self) -> None:
-        """It ends here, without a last event."""
-        self._keep_what_is_open()
+        """It ends here, and nobody is told."""
+        for _ in self._close("incomplete"):
+            pass
         self._document["status"] = "cancelled"
 
     # ── thoughts ──
@@ -227,10 +228,6 @@ class Growing:
         yield from self._close_thoughts(status)
         yield from self._close_answer(status)
         yield from self._close_call(status)
-
-    def _keep_what_is_open(self) -> None:
-        for _ in self._close("incomplete"):  # nobody is told
-            pass
 
     def _added(self, item: Item) -> Event:
         return self._event("response.output_item.added", output_index=len(self.output), item=item)

@@ -15,6 +15,7 @@ from fermi.server.responses.events import Event, Growing, wire
 from fermi.server.responses.request import Conversation, top_logprobs
 from fermi.server.responses.schema import ResponseBody
 from fermi.server.responses.store import Record, ResponseStore
+from fermi.server.sse import PING
 from fermi.server.state import ServerState
 
 
@@ -66,7 +67,8 @@ class Reply:
             failure = failure_of(error)
             if failure.status == 500:
                 logger().error("response failed", error=repr(error))
-            yield self.growing.fail(failure)
+            for event in self.growing.fail(failure):
+                yield event
 
     async def grow(self) -> AsyncIterator[Event]:
         """The events of all that is said; none at the end where it is cancelled. Raises as `ChatRun.news`."""
@@ -147,6 +149,7 @@ class Background:
                 yield event
             at = max(at, len(self.events))
             if self.task.done() and at >= len(self.events):
+                yield PING  # an answer, even where nothing came
                 return
             if at >= len(self.events) and not follower.left:
                 follower.wake = self._changed

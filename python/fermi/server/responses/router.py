@@ -31,7 +31,7 @@ class GetQuery(Body):
     include: list[Include] = Field(default_factory=list)
     stream: bool = False
     starting_after: Annotated[int, Field(ge=-1)] | None = None
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: bool = False
 
 
 class ListQuery(Body):
@@ -76,6 +76,10 @@ async def count(body: Annotated[ResponseBody, Depends(body_of(ResponseBody))], r
 async def get(response_id: str, request: Request) -> Response:
     """A response that is kept, or one that runs in the background; with ?stream=true the latter's events."""
     query, responses, owner = _query(GetQuery, request), responses_of(request), _owner(request)
+    if query.include_obfuscation:
+        raise RequestError(
+            "include_obfuscation: what was not obfuscated at first is not later", param="include_obfuscation"
+        )
     if not query.stream:
         if query.starting_after is not None:
             raise RequestError("starting_after needs stream=true", param="starting_after")
@@ -182,7 +186,7 @@ def _query(schema: type[Any], request: Request) -> Any:
     if include:
         given["include"] = include
     try:
-        query = schema.model_validate_strings(given, strict=False)
+        query = schema.model_validate(given, strict=False)
     except ValidationError as invalid:
         raise request_error_of(invalid, to_json(given)) from None
     for at, name in enumerate(query.include):
