@@ -35,35 +35,61 @@ def first_seen(position: int, window: int) -> int:
     return max(0, position - window + 1) if window else 0
 
 
-def states(token_ids: Iterable[int], window: int = 0) -> list[int]:
-    """What a model keeps of each token: it depends on the token and on what is kept of those that it sees."""
-    kept: list[int] = []
-    for position, token in enumerate(token_ids):
-        kept.append(digest(token, kept[first_seen(position, window) :]))
-    return kept
+class Model:
+    """What a model of some groups of layers keeps of each token: of the first group it depends on the token and on what
+    is kept of those that it sees, of any other on what the one before made of the token, too.
+
+    Attributes:
+        states: of each group, in the order of the tokens.
+    """
+
+    def __init__(self, windows: tuple[int, ...] = (0,)) -> None:
+        self.windows = windows
+        self.states: list[list[int]] = [[] for _ in windows]
+
+    def read(self, token_ids: Iterable[int], turned: bool = False) -> Model:
+        """Takes in tokens; ``turned``: whether other rotary frequencies are in use than for short sequences."""
+        for token in token_ids:
+            state = digest(token, turned)
+            for window, kept in zip(self.windows, self.states, strict=True):
+                state = digest(state, kept[first_seen(len(kept), window) :])
+                kept.append(state)
+        return self
+
+    @property
+    def last(self) -> int:
+        """The state that the next token is drawn from."""
+        return self.states[-1][-1]
 
 
-def expected_tokens(request: Request, index: int, max_model_len: int, window: int = 0) -> list[int]:
-    """What the request gives when nothing else exists."""
+def expected_tokens(request: Request, index: int, max_model_len: int, *windows: int, switch: int = 0) -> list[int]:
+    """What the request gives when nothing else exists. ``switch``: sequences of so many tokens turn otherwise."""
     output: list[int] = []
-    kept = states(request.prompt_token_ids, window)
-    sampling = request.sampling
-    while len(output) < sampling.max_tokens and len(kept) < max_model_len:
-        token = next_token(kept[-1], index, len(output))
+    tokens, sampling = list(request.prompt_token_ids), request.sampling
+    turned = 0 < switch <= len(tokens)
+    model = Model(windows or (0,)).read(tokens, turned)
+    while len(output) < sampling.max_tokens and len(tokens) < max_model_len:
+        token = next_token(model.last, index, len(output))
         output.append(token)
-        kept.append(digest(token, kept[first_seen(len(kept), window) :]))
+        tokens.append(token)
+        if len(tokens) == switch:
+            turned = True
+            model = Model(model.windows).read(tokens, turned)
+        else:
+            model.read([token], turned)
         if token in sampling.stop_token_ids or (token in request.eos_token_ids and not sampling.ignore_eos):
             break
     return output
 
 
 class FakeRunner:
-    """Keeps (position, state) where a model keeps keys and values."""
+    """Keeps (group, position, state) where a model keeps keys and values."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.pool = scheduler.pool
-        self.memory = [[(-1, -1)] * self.pool.block_size for _ in range(self.pool.total)]
+        self.windows = scheduler.limits.windows
+        self.memory = [[(-1, -1, -1)] * self.pool.block_size for _ in range(self.pool.total)]
         self.largest = 0
         self.computed = 0
         self.errors: set[str] = set()  # requests that cannot draw
@@ -78,12 +104,16 @@ class FakeRunner:
             sequence = work.sequence
             assert work.length > 0
             assert work.start == sequence.computed
+            assert len(sequence.tables) == len(self.windows)
             for position in range(work.start, work.start + work.length):
-                block = sequence.blocks[position // size]
-                assert self.pool.references(block) == len(work.draws or [sequence])  # nobody else sees the write
-                assert self.pool.key(block) is None
-                seen = [self.state(sequence, each) for each in range(self.first_seen(position), position)]
-                self.memory[block][position % size] = (position, digest(sequence.token_ids[position], seen))
+                state = digest(sequence.token_ids[position], self.turned(sequence, position))
+                for group, (window, table) in enumerate(zip(self.windows, sequence.tables, strict=True)):
+                    block = table.blocks[position // size]
+                    assert self.pool.references(block) == len(work.draws or [sequence])  # nobody else sees the write
+                    assert self.pool.key(block) is None
+                    seen = range(first_seen(position, window), position)
+                    state = digest(state, [self.state(sequence, each, group) for each in seen])
+                    self.memory[block][position % size] = (group, position, state)
         for number, work in enumerate(plan.work):
             if work.scores:
                 sequence = work.sequence
@@ -102,14 +132,16 @@ class FakeRunner:
                     output.token_ids.append(next_token(state, sequence.index, sequence.output_length))
         return output
 
-    def first_seen(self, position: int) -> int:
-        return first_seen(position, self.scheduler.limits.window)
+    def turned(self, sequence: Sequence, position: int) -> bool:
+        switch = self.scheduler.limits.rope_switch
+        return bool(switch) and max(sequence.rope_length, position + 1) >= switch
 
-    def state(self, sequence: Sequence, position: int) -> int:
-        size = self.pool.block_size
-        assert position // size >= sequence.dropped
-        kept, state = self.memory[sequence.blocks[position // size]][position % size]
-        assert kept == position
+    def state(self, sequence: Sequence, position: int, group: int = -1) -> int:
+        size, group = self.pool.block_size, group % len(self.windows)
+        table = sequence.tables[group]
+        assert position // size >= table.dropped
+        *kept, state = self.memory[table.blocks[position // size]][position % size]
+        assert kept == [group, position]
         return state
 
 
@@ -175,6 +207,9 @@ MIXED = [
 ]
 
 
-def blocks_needed(length: int, window: int, size: int) -> int:
-    """The most blocks that the computation of a token sees, by looking at each."""
-    return max(position // size - first_seen(position, window) // size + 1 for position in range(length))
+def blocks_needed(length: int, windows: tuple[int, ...], size: int) -> int:
+    """The most blocks that the computation of a token sees in each group, by looking at each token."""
+    return sum(
+        max(position // size - first_seen(position, window) // size + 1 for position in range(length))
+        for window in windows
+    )

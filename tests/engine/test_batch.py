@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from array import array
-
 import numpy as np
 
 from fermi.engine.batch import DecodeArrays, MixedArrays
 from fermi.engine.plan import Work
 from fermi.engine.sampling import Sampling
-from fermi.engine.sequence import Group, Request, Sequence
+from fermi.engine.sequence import Group, Request, Sequence, Table
 
 BLOCK = 4
 
 
-def sequence(prompt: list[int], output: list[int], blocks: list[int]) -> Sequence:
+def sequence(prompt: list[int], output: list[int], blocks: list[int], *further: list[int]) -> Sequence:
+    """``further``: the blocks of other groups of layers."""
     request = Request(id="r", prompt_token_ids=prompt, sampling=Sampling())
     made = Group(request, 0.0, 0, b"").sequences[0]
     made.token_ids.extend(output)
-    made.blocks = array("i", blocks)
+    made.tables = [Table(each) for each in (blocks, *further)]
     return made
 
 
@@ -30,11 +29,11 @@ def test_a_decode_step() -> None:
     assert batch.token_ids.numpy().tolist() == [2, 4]
     assert batch.positions.numpy().tolist() == [4, 1]
     assert batch.rope_lengths.numpy().tolist() == [5, 2]
-    assert batch.slots.numpy().tolist() == [3 * BLOCK, 9 * BLOCK + 1]
+    assert batch.slots[0].numpy().tolist() == [3 * BLOCK, 9 * BLOCK + 1]
     assert batch.query_starts.numpy().tolist() == [0, 1, 2]
     assert batch.context_lengths.numpy().tolist() == [5, 2]
-    assert batch.block_tables.numpy()[0, :2].tolist() == [6, 3]
-    assert batch.block_tables.numpy()[1, :1].tolist() == [9]
+    assert batch.block_tables[0].numpy()[0, :2].tolist() == [6, 3]
+    assert batch.block_tables[0].numpy()[1, :1].tolist() == [9]
     assert batch.logit_rows.numpy().tolist() == [0, 1]
 
 
@@ -47,10 +46,10 @@ def test_a_mixed_step() -> None:
     assert batch.token_ids.numpy().tolist() == [13, 14, 15, 16, 17, 18, 1, 2, 3, 4]
     assert batch.positions.numpy().tolist() == [3, 4, 5, 6, 7, 8, 0, 1, 2, 3]
     assert batch.rope_lengths.numpy().tolist() == [10] * 6 + [2, 2, 3, 4]
-    assert batch.slots.numpy().tolist() == [11, 0, 1, 2, 3, 20, 28, 29, 30, 31]
+    assert batch.slots[0].numpy().tolist() == [11, 0, 1, 2, 3, 20, 28, 29, 30, 31]
     assert batch.query_starts.numpy().tolist() == [0, 6, 10]
     assert batch.context_lengths.numpy().tolist() == [9, 4]
-    assert batch.block_tables.numpy()[:, :3].tolist() == [[2, 0, 5], [7, 0, 0]]
+    assert batch.block_tables[0].numpy()[:, :3].tolist() == [[2, 0, 5], [7, 0, 0]]
     assert batch.logit_rows.numpy().tolist() == [9]
 
 
@@ -75,3 +74,30 @@ def test_arrays_are_filled_in_place() -> None:
     part = sequence([1], [2], [0])
     arrays.fill([Work(part, 1, 1, [part])])
     assert view.tolist() == [2]
+
+
+def test_groups_of_layers_have_slots_and_tables_of_their_own() -> None:
+    prompt, talk = sequence(list(range(10, 20)), [], [2, 0], [1, 5]), sequence([1, 2], [3], [7], [3])
+    mixed = MixedArrays(6, 2, 1, 5, BLOCK, groups=2)
+    mixed.fill([Work(prompt, 2, 5), Work(talk, 2, 1, [talk])])
+    assert [slots.numpy().tolist() for slots in mixed.batch.slots] == [[10, 11, 0, 1, 2, 30], [6, 7, 20, 21, 22, 14]]
+    assert [tables.numpy()[:, :2].tolist() for tables in mixed.batch.block_tables] == [
+        [[2, 0], [7, 0]],
+        [[1, 5], [3, 0]],
+    ]
+    decode = DecodeArrays(1, 5, BLOCK, groups=2)
+    decode.fill([Work(talk, 2, 1, [talk])])
+    assert [slots.numpy().tolist() for slots in decode.batch.slots] == [[30], [14]]
+    assert [tables.numpy()[0, 0] for tables in decode.batch.block_tables] == [7, 3]
+    assert decode.batch.context_lengths.numpy().tolist() == [3]
+
+
+def test_a_sequence_may_turn_as_a_longer_one() -> None:
+    talk = sequence([1, 2], [3, 4], [7])
+    talk.rope_length = 4
+    mixed = MixedArrays(4, 1, 1, 5, BLOCK)
+    mixed.fill([Work(talk, 0, 4, [talk])])
+    assert mixed.batch.rope_lengths.numpy().tolist() == [4] * 4
+    decode = DecodeArrays(1, 5, BLOCK)
+    decode.fill([Work(talk, 1, 1, [talk])])
+    assert decode.batch.rope_lengths.numpy().tolist() == [4]

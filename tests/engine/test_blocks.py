@@ -28,7 +28,7 @@ class PoolMachine(RuleBasedStateMachine):
         for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
             key = block_key(key, tokens[start : start + BLOCK])
             keys.append(key)
-        found = self.pool.find(keys)
+        (found,) = self.pool.find(keys)
         for place, block in enumerate(found):
             assert self.content[block] == (salt, *tokens[: BLOCK * (place + 1)])
         needed = len(keys) - len(found)
@@ -76,7 +76,7 @@ class PoolMachine(RuleBasedStateMachine):
         for block in range(stats.total):
             assert self.pool.references(block) == held.count(block)
             key = self.pool.key(block)
-            assert key is None or self.pool.find([key]) == [block]
+            assert key is None or self.pool.find([key]) == [[block]]
         assert 0 <= stats.hit_rate <= 1
 
     def teardown(self) -> None:
@@ -122,7 +122,7 @@ def test_lfu_evicts_what_was_found_least() -> None:
     pool.release([first, second, third])
     for block, times in ((first, 2), (third, 1)):
         for _ in range(times):
-            pool.take(pool.find([bytes([block])]), BLOCK, BLOCK)
+            pool.take(pool.find([bytes([block])])[0], BLOCK, BLOCK)
             pool.release([block])
     assert [pool.allocate() for _ in range(3)] == [second, third, first]
 
@@ -138,7 +138,7 @@ def test_without_a_policy_nothing_is_kept() -> None:
     pool = BlockPool(2, BLOCK, None)
     blocks = published(pool, 2)
     pool.release(blocks)
-    assert pool.find([bytes([blocks[0]])]) == []
+    assert pool.find([bytes([blocks[0]])]) == [[]]
     assert pool.stats().free == 2
 
 
@@ -146,7 +146,7 @@ def test_the_hit_rate_counts_tokens() -> None:
     pool = BlockPool(4, BLOCK, LRU())
     blocks = published(pool, 2)
     pool.release(blocks)
-    pool.take(pool.find([bytes([block]) for block in blocks]), 16, 4)
+    pool.take(pool.find([bytes([block]) for block in blocks])[0], 16, 4)
     assert pool.stats().hit_rate == 0.25
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fermi.engine.config import EngineConfig, cache_size
-from fermi.engine.window import reach_of
+from fermi.engine.layer_groups import LayerGroups
 from fermi.errors import ConfigError
 from fermi.models.inputs import KVSpec
 
@@ -84,15 +84,25 @@ def test_bad_settings_are_named(settings: dict[str, Any]) -> None:
 def test_a_window_lets_sequences_outgrow_the_cache() -> None:
     memory = 128 * 16 * 10
     config = EngineConfig(kv_cache_memory=memory, max_num_batched_tokens=64)
-    assert cache_size(config, SPEC, 1000, 10**9, window=100).max_model_len == 1000
-    assert cache_size(config, SPEC, 1000, 10**9, window=145).max_model_len == 1000
-    assert cache_size(config, SPEC, 1000, 10**9, window=146).max_model_len == 160  # 146 tokens may lie in 11 blocks
+
+    def all_slide(window: int) -> LayerGroups:
+        return LayerGroups((window,), (0, 0))
+
+    assert cache_size(config, SPEC, 1000, 10**9, all_slide(100)).max_model_len == 1000
+    assert cache_size(config, SPEC, 1000, 10**9, all_slide(145)).max_model_len == 1000
+    assert cache_size(config, SPEC, 1000, 10**9, all_slide(146)).max_model_len == 160  # may lie in 11 blocks
     with pytest.raises(ConfigError, match="holds 160 tokens"):
-        cache_size(replace(config, max_model_len=161), SPEC, 1000, 10**9, window=146)
-    size = cache_size(EngineConfig(max_num_seqs=3, max_num_batched_tokens=64), SPEC, 1000, 10**9, window=100)
+        cache_size(replace(config, max_model_len=161), SPEC, 1000, 10**9, all_slide(146))
+    size = cache_size(EngineConfig(max_num_seqs=3, max_num_batched_tokens=64), SPEC, 1000, 10**9, all_slide(100))
     assert (size.blocks, size.max_model_len) == (3 * 12, 1000)
 
 
-@pytest.mark.parametrize(("windows", "reach"), [((), 0), ((0, 0), 0), ((4, 0), 0), ((4, 4), 4), ((4, 9), 9)], ids=str)
-def test_blocks_go_when_no_layer_sees_them(windows: tuple[int, ...], reach: int) -> None:
-    assert reach_of(windows) == reach
+def test_a_window_in_half_of_the_layers_lets_the_context_be_longer() -> None:
+    groups = LayerGroups((0, 64), (0, 1))
+    config = EngineConfig(kv_cache_memory=128 * 16 * 10, max_num_seqs=3, max_num_batched_tokens=32)
+    size = cache_size(config, SPEC, 1000, 10**9, groups)
+    assert (size.blocks, size.max_model_len) == (20, 15 * 16)  # of one layer each; 5 hold the window
+    with pytest.raises(ConfigError, match="holds 240 tokens"):
+        cache_size(replace(config, max_model_len=241), SPEC, 1000, 10**9, groups)
+    by_default = cache_size(replace(config, kv_cache_memory=None), SPEC, 1000, 10**9, groups)
+    assert (by_default.blocks, by_default.max_model_len) == (3 * (63 + 7), 1000)

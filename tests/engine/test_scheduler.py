@@ -11,13 +11,13 @@ from engine.fake_runner import (
     MIXED,
     VOCAB,
     FakeRunner,
+    Model,
     drain,
     expected_tokens,
     make,
     prompt_of,
     request,
     score,
-    states,
     step,
     tokens_of,
 )
@@ -152,7 +152,9 @@ def test_prompt_log_probabilities_are_complete_and_bounded_per_step() -> None:
         (told,) = [event.prompt_logprobs for event in events if event.request_id == name and event.prompt_logprobs]
         assert told[0] is None
         assert [entry and entry.token_id for entry in told[1:]] == prompt[1:]
-        assert [entry and entry.logprob for entry in told[1:]] == [score(state) for state in states(prompt)[:20]]
+        assert [entry and entry.logprob for entry in told[1:]] == [
+            score(state) for state in Model().read(prompt).states[0][:20]
+        ]
 
 
 def test_abort_frees_the_blocks_at_once() -> None:

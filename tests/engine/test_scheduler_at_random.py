@@ -32,14 +32,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Requests come, go, fail and expire in any order over a pool that is usually too small."""
 
     @initialize(
-        blocks=st.integers(1, 14),
-        window=st.sampled_from([0, 0, 1, 2, 3, 4, 5, 9, 30]),
+        blocks=st.integers(1, 20),
+        windows=st.sampled_from(
+            [(0,), (0,), (1,), (2,), (3,), (4,), (5,), (9,), (30,), (0, 4), (2, 0), (1, 5), (9, 0, 2)]
+        ),
+        switches=st.booleans(),
         seqs=st.integers(1, 5),
         more=st.integers(0, 10),
         rows=st.integers(1, 6),
         policy=st.sampled_from(["lru", "lfu", "fifo", None]),
     )
-    def start(self, blocks: int, window: int, seqs: int, more: int, rows: int, policy: str | None) -> None:
+    def start(
+        self,
+        blocks: int,
+        windows: tuple[int, ...],
+        switches: bool,
+        seqs: int,
+        more: int,
+        rows: int,
+        policy: str | None,
+    ) -> None:
         limits = Limits(
             max_num_seqs=seqs,
             max_num_batched_tokens=seqs + more,
@@ -47,7 +59,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             vocab_size=VOCAB,
             max_scored_rows=rows,
             rope_original_length=12,
-            window=window,
+            rope_switch=13 if switches else 0,
+            windows=windows,
         )
         pool = BlockPool(blocks, 3, None if policy is None else eviction_policy(policy))
         self.scheduler = Scheduler(pool, limits)
@@ -79,7 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             eos_token_ids=frozenset({EOS}),
         )
         longest = min(18, length + max_tokens)
-        if blocks_needed(longest, self.scheduler.limits.window, 3) > self.scheduler.pool.total:
+        if blocks_needed(longest, self.scheduler.limits.windows, 3) > self.scheduler.pool.total:
             with pytest.raises(RequestError, match="can never fit"):
                 self.scheduler.add(item, self.now)
             return
@@ -117,9 +130,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert stats.blocks.free + stats.blocks.used + stats.blocks.cached == stats.blocks.total
         assert all(scheduler.pool.references(block) == held.count(block) for block in held)
         assert stats.running <= scheduler.limits.max_num_seqs
-        assert all(not sequence.blocks for sequence in scheduler._waiting)
+        assert all(not sequence.tables for sequence in scheduler._waiting)
         for sequence in scheduler._running:
-            assert sequence.dropped == first_seen(sequence.computed, scheduler.limits.window) // 3
+            for window, table in zip(scheduler.limits.windows, sequence.tables, strict=True):
+                assert table.dropped == first_seen(sequence.computed, window) // 3
         assert scheduler._running == sorted(scheduler._running, key=lambda sequence: sequence.order)
 
     def teardown(self) -> None:
@@ -137,7 +151,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.check_history(item, index)
 
     def expected(self, item: Request, index: int) -> list[int]:
-        return expected_tokens(item, index, 18, self.scheduler.limits.window)
+        limits = self.scheduler.limits
+        return expected_tokens(item, index, 18, *limits.windows, switch=limits.rope_switch)
 
     def check_history(self, item: Request, index: int) -> None:
         events = [event for event in self.events if (event.request_id, event.index) == (item.id, index)]

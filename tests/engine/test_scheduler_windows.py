@@ -1,4 +1,4 @@
-"""The scheduler where all layers slide: blocks that no layer sees any more go back to the pool."""
+"""The scheduler where layers slide: blocks that no layer of a group sees any more go back to the pool."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ from fermi.engine.eviction import LRU
 from fermi.errors import RequestError
 
 
-@pytest.mark.parametrize("window", [1, 2, 4, 5, 8, 13, 100])
+@pytest.mark.parametrize(
+    "windows", [(1,), (2,), (4,), (5,), (8,), (13,), (100,), (5, 0), (0, 0, 9), (3, 13, 3), (100, 0, 1, 2)], ids=str
+)
 @pytest.mark.parametrize("budget", [8, 16, 64])
 @pytest.mark.parametrize("cache", [True, False])
-def test_windows_give_their_blocks_back(window: int, budget: int, cache: bool) -> None:
-    needed = blocks_needed(64, window, 4)
-    for blocks in (needed, needed + 3, 40):
-        scheduler = make(blocks=blocks, cache=cache, budget=budget, window=window)
+def test_windows_give_their_blocks_back(windows: tuple[int, ...], budget: int, cache: bool) -> None:
+    needed = blocks_needed(64, windows, 4)
+    for blocks in (needed, needed + 3, 40 * len(windows)):
+        scheduler = make(blocks=blocks, cache=cache, budget=budget, windows=windows)
         runner = FakeRunner(scheduler)
         for item in MIXED:
             scheduler.add(item, 0.0)
         events = drain(scheduler, runner)
         for item in MIXED:
             for index in range(item.sampling.n):
-                expected = expected_tokens(item, index, 64, window)
+                expected = expected_tokens(item, index, 64, *windows)
                 assert tokens_of(events, item.id, index) == expected, (item.id, blocks)
 
 
 def test_a_sequence_may_be_much_longer_than_the_pool() -> None:
-    scheduler = make(blocks=6, budget=8, length=1000, window=12)
+    scheduler = make(blocks=6, budget=8, length=1000, windows=(12,))
     runner = FakeRunner(scheduler)
     item = request("r", prompt_of(500), max_tokens=400)
     scheduler.add(item, 0.0)
@@ -53,11 +55,11 @@ def test_a_sequence_may_be_much_longer_than_the_pool() -> None:
     assert tokens == expected_tokens(item, 0, 1000, 12)
     assert scheduler.stats().preemptions == 0
     with pytest.raises(RequestError, match="900 tokens can never fit the KV cache of 12 tokens"):
-        make(blocks=3, length=1000, window=12).check(item)
+        make(blocks=3, length=1000, windows=(12,)).check(item)
 
 
 def test_a_decode_holds_the_blocks_of_its_window() -> None:
-    scheduler = make(blocks=20, budget=16, length=200, window=9)
+    scheduler = make(blocks=20, budget=16, length=200, windows=(9,))
     runner = FakeRunner(scheduler)
     scheduler.add(request("r", prompt_of(30), max_tokens=100, n=2), 0.0)
     while scheduler.has_work:
@@ -68,7 +70,7 @@ def test_a_decode_holds_the_blocks_of_its_window() -> None:
 
 @pytest.mark.parametrize("length", [35, 36, 37])
 def test_a_prompt_goes_on_after_the_last_window_that_is_cached(length: int) -> None:
-    scheduler = make(blocks=12, budget=16, window=10)
+    scheduler = make(blocks=12, budget=16, windows=(10,))
     runner = FakeRunner(scheduler)
     pool = scheduler.pool
     first, second = (request(name, prompt_of(length), max_tokens=1) for name in ("first", "second"))
@@ -77,7 +79,7 @@ def test_a_prompt_goes_on_after_the_last_window_that_is_cached(length: int) -> N
     for _ in range(pool.total - length // 4):  # a request of another prompt …
         pool.allocate()
     lost = [pool.allocate() for _ in range(2)]  # … evicts the start of this one
-    assert not set(lost) & set(pool.find(scheduler_keys(scheduler, first), 3)[-3:])
+    assert not set(lost) & set(pool.find(scheduler_keys(scheduler, first), [3])[0][-3:])
     pool.release(lost)
     computed = runner.computed
     scheduler.add(second, 0.0)
@@ -94,8 +96,8 @@ def test_a_start_whose_last_window_is_not_cached_is_computed_again() -> None:
     blocks = [pool.allocate() for _ in keys]
     for place in (0, 1, 3, 4, 5):
         pool.publish(blocks[place], keys[place])
-    assert pool.find(keys) == blocks[:2]
-    assert pool.find(keys, 1) == [*blocks[:2], -1, *blocks[3:]]
-    assert pool.find(keys, 3) == [*blocks[:2], -1, *blocks[3:]]
-    assert pool.find(keys, 4) == blocks[:2]
-    assert pool.find(keys[:5], 3) == blocks[:2]
+    assert pool.find(keys) == [blocks[:2]]
+    assert pool.find(keys, [1]) == [[*blocks[:2], -1, *blocks[3:]]]
+    assert pool.find(keys, [3]) == [[*blocks[:2], -1, *blocks[3:]]]
+    assert pool.find(keys, [4]) == [blocks[:2]]
+    assert pool.find(keys[:5], [3]) == [blocks[:2]]

@@ -87,10 +87,10 @@ class Driver:
             token_ids=int32(tokens),
             positions=int32(positions),
             rope_lengths=int32(lengths),
-            slots=int32(slots),
+            slots=(int32(slots),),
             query_starts=int32(np.cumsum([0] + [count for _, count in parts])),
             context_lengths=int32([sequence.computed + count for sequence, count in parts]),
-            block_tables=_C.Tensor.from_numpy(tables),
+            block_tables=(_C.Tensor.from_numpy(tables),),
             logit_rows=int32(range(len(tokens))),
         )
 

@@ -17,6 +17,7 @@ from fermi.bench.ceiling import Ceiling
 from fermi.bench.own_blocks import OwnBlocks
 from fermi.bench.probe import interleave, sample, undisturbed
 from fermi.engine.engine import Engine, EngineConfig
+from fermi.engine.layer_groups import LayerGroups
 from fermi.engine.sampling import Sampling
 from fermi.engine.sequence import Request
 from fermi.errors import EngineError
@@ -128,13 +129,15 @@ class Bench:
         self._numbers = itertools.count()
         config = config or EngineConfig()
         self._block_size = config.block_size
-        per_block = config.block_size * config.kv_spec(model.kv_spec).bytes_per_token
+        self._groups = LayerGroups.of(model.windows, model.max_position_embeddings)
+        self._block_bytes = self._groups.block_bytes(config.kv_spec(model.kv_spec), config.block_size)
         reachable = [case for case in cases if self._length(case) <= model.max_position_embeddings]
-        blocks = [self._blocks(case) for case in reachable if self._blocks(case) * per_block <= kv_cache_memory]
+        blocks = [self._blocks(case) for case in reachable]
+        fitting = [count for count in blocks if count * self._block_bytes <= kv_cache_memory]
         sequences = max([1, *(case.batch for case in reachable)])
         config = replace(
             config,
-            kv_cache_memory=max(blocks, default=1) * per_block,
+            kv_cache_memory=max([len(self._groups.windows), *fitting]) * self._block_bytes,
             max_model_len=None,
             max_num_seqs=sequences,
             max_num_batched_tokens=max(sequences, config.max_num_batched_tokens),
@@ -148,7 +151,7 @@ class Bench:
             return f"the model's context is {self.model.max_position_embeddings} tokens"
         needed = self._blocks(case)
         if needed > self.engine.stats().blocks.total:
-            gigabytes = needed * self._block_size * self.engine.kv_spec.bytes_per_token / 1e9
+            gigabytes = needed * self._block_bytes / 1e9
             return f"needs a KV cache of {gigabytes:.1f} GB: see --kv-cache-memory"
         return None
 
@@ -223,7 +226,8 @@ class Bench:
 
     def _blocks(self, case: Case) -> int:
         """Blocks that the sequences take, the prompt that they copy, and those of the last while it is admitted."""
-        return -(-self._length(case) // self._block_size) * (case.batch + 3) + case.batch
+        blocks = -(-self._length(case) // self._block_size) * (case.batch + 3) + case.batch
+        return blocks * len(self._groups.windows)
 
     def _add(self, prompt: int, *, max_tokens: int, salt: int = 0) -> str:
         token_ids = array("i", np.random.default_rng(0).integers(0, self.model.vocab_size, prompt, np.int32).tobytes())

@@ -16,9 +16,10 @@ class OwnBlocks(Scheduler):
     """
 
     def _admit(self, sequence: Sequence, plan: Plan) -> bool:
-        blocks = -(-len(sequence.token_ids) // self.pool.block_size)
+        blocks = -(-len(sequence.token_ids) // self.pool.block_size) * len(self.limits.windows)
         if self.pool.available < 2 * blocks or not super()._admit(sequence, plan):
             return False
-        for place in range(sequence.dropped, sequence.published):
-            self._copy_on_write(sequence, place, plan)
+        for table in sequence.tables:
+            for place in range(table.dropped, sequence.published):
+                self._copy_on_write(table, place, plan)
         return True

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             sys.stdout.flush()
         blocks = bench.engine.stats().blocks.total
     taken = memory()
-    cache = blocks * settings.engine.block_size * bench.engine.kv_spec.bytes_per_token
+    cache = blocks * bench.engine.block_bytes
     files = "" if taken.files is None else f"{taken.files / 1e6:.0f} MB of mapped files (shared), "
     print(f"memory: {files}{taken.private / 1e6:.0f} MB private, of which a KV cache of up to {cache / 1e6:.0f} MB")
     if arguments.json is not None:

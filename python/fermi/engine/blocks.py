@@ -54,6 +54,9 @@ class BlockPool:
 
     A block is free, used (it has references) or cached (it has none, but its content has a key and may be found by it).
     Every method is O(blocks it names). Without an eviction policy nothing is cached.
+
+    Attributes:
+        version: another one as soon as other blocks may be found.
     """
 
     def __init__(self, total: int, block_size: int, eviction: Eviction | None) -> None:
@@ -63,8 +66,9 @@ class BlockPool:
         self._eviction = eviction if eviction is not None else LRU()
         self._free = list(range(total - 1, -1, -1))
         self._references = [0] * total
-        self._keys: list[bytes | None] = [None] * total
-        self._blocks: dict[bytes, int] = {}  # by key
+        self._keys: list[tuple[bytes, int] | None] = [None] * total
+        self._blocks: dict[tuple[bytes, int], int] = {}  # by key and group of layers
+        self.version = 0
         self._queried_tokens = 0
         self._hit_tokens = 0
         self._evictions = 0
@@ -93,11 +97,12 @@ class BlockPool:
 
     def key(self, block: int) -> bytes | None:
         """The key under which the block's content is found."""
-        return self._keys[block]
+        found = self._keys[block]
+        return None if found is None else found[0]
 
     def has(self, key: bytes) -> bool:
-        """Whether a block of this key is kept. Unlike the rest, any thread may ask."""
-        return key in self._blocks
+        """Whether a block of this key is kept, for layers that see farthest. Unlike the rest, any thread may ask."""
+        return (key, 0) in self._blocks
 
     def allocate(self) -> int:
         """A block of no particular content with one reference. IndexError when none is available."""
@@ -121,6 +126,7 @@ class BlockPool:
         if key is not None:
             del self._blocks[key]
             self._keys[block] = None
+            self.version += 1
 
     def share(self, blocks: Iterable[int]) -> None:
         """Adds a reference to blocks that have one."""
@@ -142,33 +148,42 @@ class BlockPool:
                 else:
                     self._eviction.add(block)
 
-    def publish(self, block: int, key: bytes) -> None:
-        """Makes a full, referenced block findable. The first block of a key stays the one that is found."""
-        if self.caches and key not in self._blocks and self._keys[block] is None:
-            self._blocks[key] = block
-            self._keys[block] = key
+    def publish(self, block: int, key: bytes, group: int = 0) -> None:
+        """Makes a full, referenced block findable. The first block of a key and a group of layers stays the one that
+        is found."""
+        own = key, group
+        if self.caches and own not in self._blocks and self._keys[block] is None:
+            self._blocks[own] = block
+            self._keys[block] = own
             self._eviction.published(block)
+            self.version += 1
 
     def withdraw(self, block: int) -> None:
         """Makes a referenced block unfindable, as its content is about to be written."""
         self._forget(block)
 
-    def find(self, keys: Iterable[bytes], last: int | None = None) -> list[int]:
-        """The blocks of the longest known start of a chain; nothing is counted or referenced.
+    def find(self, keys: Iterable[bytes], lasts: Sequence[int | None] = (None,)) -> list[list[int]]:
+        """The blocks of the longest known start of a chain, for each group; nothing is counted or referenced.
 
-        ``last``: how many blocks at its end must be known for a start to be so; None: all. -1 stands for the others.
+        ``lasts``: of each group, how many blocks at its end must be known for a start to be so; None: all. -1 stands
+        for the others.
         """
-        found: list[int] = []
-        usable = known = 0  # blocks of the longest start so far; known blocks in a row
-        for key in keys:
-            block = self._blocks.get(key, -1)
-            found.append(block)
-            if block < 0 and last is None:
-                break
-            known = 0 if block < 0 else known + 1
-            if known >= len(found) or (last is not None and known >= last):
-                usable = len(found)
-        return found[:usable]
+        found: list[list[int]] = [[] for _ in lasts]
+        known = [0] * len(lasts)  # blocks in a row
+        usable = 0  # blocks of the longest start so far
+        for length, key in enumerate(keys, 1):
+            fits = True
+            for group, last in enumerate(lasts):
+                block = self._blocks.get((key, group), -1)
+                found[group].append(block)
+                known[group] = 0 if block < 0 else known[group] + 1
+                if known[group] < length and (last is None or known[group] < last):
+                    fits = False
+                    if last is None:
+                        return [row[:usable] for row in found]
+            if fits:
+                usable = length
+        return [row[:usable] for row in found]
 
     def idle(self, blocks: Iterable[int]) -> int:
         """How many of the blocks are unreferenced, so that taking them uses up available ones."""

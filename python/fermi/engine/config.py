@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fermi.engine.layer_groups import LayerGroups
 from fermi.engine.window import Window
 from fermi.errors import ConfigError
 from fermi.models.inputs import KVSpec
@@ -81,16 +83,18 @@ class CacheSize:
 
     Attributes:
         blocks: of the KV cache.
-        max_model_len: tokens of one sequence; the cache holds at least one that long, or its window.
+        max_model_len: tokens of one sequence; the cache holds at least one that long, or what it sees.
     """
 
     blocks: int
     max_model_len: int
 
 
-def cache_size(config: EngineConfig, spec: KVSpec, model_len: int, free_memory: int, *, window: int = 0) -> CacheSize:
-    """Divides memory into blocks. ``model_len``: tokens that the model reaches; ``free_memory``: bytes; ``window``:
-    tokens that a query of any layer sees (0: all): no sequence needs the blocks before.
+def cache_size(
+    config: EngineConfig, spec: KVSpec, model_len: int, free_memory: int, groups: LayerGroups | None = None
+) -> CacheSize:
+    """Divides memory into blocks. ``model_len``: tokens that the model reaches; ``free_memory``: bytes; ``groups``: of
+    the layers, with what they see: no sequence needs the blocks before. None: one, which sees everything.
 
     Raises:
         ConfigError: ``max_model_len`` is beyond the model, or one such sequence does not fit; says how many tokens do.
@@ -103,17 +107,20 @@ def cache_size(config: EngineConfig, spec: KVSpec, model_len: int, free_memory: 
     if allowed > free_memory:
         raise ConfigError(f"kv_cache_memory ({allowed} bytes) is more than the {free_memory} bytes that are free")
     allowed //= config.replicas
-    blocks = allowed // (spec.bytes_per_token * config.block_size)
-    reach = Window(window, config.block_size)
-    fitting = blocks * config.block_size
+    groups = groups or LayerGroups((0,), (0,) * spec.layers)
+    blocks = allowed // groups.block_bytes(spec, config.block_size)
+    windows = [Window(window, config.block_size) for window in groups.windows]
+
+    def most_blocks(length: int, chunk: int = 1) -> int:
+        return sum(window.most_blocks(length, chunk) for window in windows)
+
     wanted = model_len if config.max_model_len is None else config.max_model_len
-    slides = reach.most_blocks(wanted) <= blocks
-    if not slides and fitting < (wanted if config.max_model_len is not None else 1):
+    fitting = bisect_right(range(1, wanted + 1), blocks, key=most_blocks)
+    if fitting < (wanted if config.max_model_len is not None else 1):
         raise ConfigError(
             f"a KV cache of {allowed} bytes holds {fitting} tokens at {spec.bytes_per_token} bytes each; max_model_len "
             f"is {wanted}: raise kv_cache_memory or lower max_model_len"
         )
-    length = wanted if slides else min(wanted, fitting)
     if config.kv_cache_memory is None:
-        blocks = min(blocks, config.max_num_seqs * reach.most_blocks(length, config.max_num_batched_tokens))
-    return CacheSize(blocks, length)
+        blocks = min(blocks, config.max_num_seqs * most_blocks(fitting, config.max_num_batched_tokens))
+    return CacheSize(blocks, fitting)

@@ -14,13 +14,14 @@ from fermi.engine.blocks import BlockPool
 from fermi.engine.config import EngineConfig, cache_size
 from fermi.engine.event import Event
 from fermi.engine.eviction import eviction_policy
+from fermi.engine.layer_groups import LayerGroups
 from fermi.engine.limits import Limits
 from fermi.engine.plan import Plan, StepOutput, Work
 from fermi.engine.runner import Runner
 from fermi.engine.sampling import Sampling
 from fermi.engine.scheduler import Scheduler, SchedulerStats
-from fermi.engine.sequence import Group, Request
-from fermi.engine.window import Window, reach_of
+from fermi.engine.sequence import Group, Request, Table
+from fermi.engine.window import Window
 from fermi.errors import EngineError
 from fermi.models import KVCache, KVSpec, Model
 
@@ -53,16 +54,18 @@ class Engine:
 
     Attributes:
         kv_spec: what is cached for each token.
+        layer_groups: of layers that have blocks together.
     """
 
     kv_spec: KVSpec
+    layer_groups: LayerGroups
 
     def __init__(self, model: Model, config: EngineConfig, *, scheduler: type[Scheduler] = Scheduler) -> None:
         """Allocates the KV cache. ConfigError when it would not hold one sequence of ``max_model_len`` tokens."""
         spec = config.kv_spec(model.kv_spec)
-        reach = reach_of(model.windows)
+        groups = LayerGroups.of(model.windows, config.max_model_len or model.max_position_embeddings)
         free_memory = model.backend.memory()[0]
-        size = cache_size(config, spec, model.max_position_embeddings, free_memory, window=reach)
+        size = cache_size(config, spec, model.max_position_embeddings, free_memory, groups)
         limits = Limits(
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
@@ -71,15 +74,16 @@ class Engine:
             max_scored_rows=max(16, SCORED_NUMBERS // model.vocab_size),
             rope_original_length=model.rope_original_length if model.rope_depends_on_length else None,
             stream_slowdown=config.stream_slowdown,
-            window=reach,
+            rope_switch=model.rope_original_length + 1 if model.rope_switches else 0,
+            windows=groups.windows,
         )
-        self.kv_spec = spec
+        self.kv_spec, self.layer_groups = spec, groups
 
         def parts() -> tuple[Scheduler, StepRunner]:
             policy = eviction_policy(config.eviction) if config.prefix_cache else None
             runner = Runner(
                 model,
-                KVCache.allocate(spec, size.blocks, config.block_size, model.backend),
+                KVCache.allocate(spec, size.blocks, config.block_size, model.backend, groups.of_layers),
                 block_size=config.block_size,
                 max_model_len=size.max_model_len,
                 batch_invariant=config.batch_invariant,
@@ -123,8 +127,8 @@ class Engine:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of a block of the KV cache."""
-        return self.kv_spec.bytes_per_token * self._scheduler.pool.block_size
+        """Bytes of a block of the KV cache, which holds one group of layers."""
+        return self.layer_groups.block_bytes(self.kv_spec, self._scheduler.pool.block_size)
 
     @property
     def vocab_size(self) -> int:
@@ -192,7 +196,8 @@ class Engine:
             work = []
             for _ in range(sequences):
                 sequence = Group(request, 0.0, 0, b"").sequences[0]
-                sequence.blocks = array("i", bytes(4 * -(-length // pool.block_size)))  # any: nothing runs
+                blocks = [0] * -(-length // pool.block_size)  # any: nothing runs
+                sequence.tables = [Table(blocks) for _ in limits.windows]
                 part = Work(sequence, start, min(chunk, length - start))
                 part.draws = [sequence] if start + part.length == length else []
                 work.append(part)
@@ -210,19 +215,20 @@ class Engine:
         request = Request(id="", prompt_token_ids=token_ids, sampling=Sampling(max_tokens=0))
         self.check(request)
         pool, limits = self._scheduler.pool, self._scheduler.limits
-        chunk, window = limits.max_scored_rows, Window(limits.window, pool.block_size)
+        chunk, windows = limits.max_scored_rows, [Window(window, pool.block_size) for window in limits.windows]
         sequence = Group(request, 0.0, 0, b"").sequences[0]
-        needed = window.most_blocks(len(token_ids), chunk)
+        sequence.tables = [Table([]) for _ in windows]
+        needed = sum(window.most_blocks(len(token_ids), chunk) for window in windows)
         if needed > pool.available:
             raise EngineError(f"{len(token_ids)} tokens need {needed} blocks; {pool.available} are free")
         logits = np.empty((len(token_ids), limits.vocab_size), np.float32)
         try:
             for start in range(0, len(token_ids), chunk):
                 length = min(chunk, len(token_ids) - start)
-                pool.release(sequence.blocks[sequence.dropped : window.first_block(start)])
-                sequence.dropped = window.first_block(start)
-                while len(sequence.blocks) * pool.block_size < start + length:
-                    sequence.blocks.append(pool.allocate())
+                for window, table in zip(windows, sequence.tables, strict=True):
+                    pool.release(table.drop(window.first_block(start)))
+                    while len(table.blocks) * pool.block_size < start + length:
+                        table.blocks.append(pool.allocate())
                 work = Work(sequence, start, length, scored=start, scores=length)
                 logits[start : start + length] = self._runner.compute([work])
         finally:

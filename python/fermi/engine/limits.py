@@ -24,7 +24,10 @@ class Limits:
         rope_original_length: a longer prompt shares cached blocks only with prompts of its own length, because the
             model's rotary frequencies depend on it. None: they do not.
         stream_slowdown: how many times longer prompts may make a step in which others draw. 0: as much as they will.
-        window: tokens that a query of any layer sees, itself included; blocks beyond are given back. 0: all.
+        rope_switch: the first length at which a sequence is computed again, as a prompt of that length would be: all
+            longer ones are alike, and share blocks. 0: none is, and frequencies belong to a token.
+        windows: of each group of layers, the tokens that a query sees, itself included; 0: all. Blocks that are beyond
+            a group's window are given back.
     """
 
     max_num_seqs: int
@@ -34,7 +37,8 @@ class Limits:
     max_scored_rows: int = 64
     rope_original_length: int | None = None
     stream_slowdown: float = 0.0
-    window: int = 0
+    rope_switch: int = 0
+    windows: tuple[int, ...] = (0,)
 
     def check(self, request: Request, cache_blocks: int, block_size: int) -> None:
         """RequestError when the request can never be served with a KV cache of that many blocks."""
@@ -52,9 +56,16 @@ class Limits:
         for name, token_ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
             self._check_token_ids(name, token_ids)
         longest = min(length + sampling.max_tokens, self.max_model_len)
-        if Window(self.window, block_size).most_blocks(longest) > cache_blocks:
-            message = f"{longest} tokens can never fit the KV cache of {cache_blocks * block_size} tokens"
+        if sum(Window(window, block_size).most_blocks(longest) for window in self.windows) > cache_blocks:
+            holds = cache_blocks // len(self.windows) * block_size
+            message = f"{longest} tokens can never fit the KV cache of {holds} tokens"
             raise RequestError(message, param="max_tokens")
+
+    def rope_regime(self, length: int) -> int:
+        """What the rotary frequencies of a prompt of that length are chosen for: equal for prompts that may share."""
+        if self.rope_original_length is None or length <= self.rope_original_length:
+            return 0
+        return self.rope_switch or length
 
     def _check_token_ids(self, name: str, token_ids: Collection[int]) -> None:
         if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):

@@ -83,6 +83,7 @@ class Runner:
         self._max_blocks = -(-max_model_len // block_size)
         self._model = model
         self._kv = kv
+        self._groups = 1 + max(layer.group for layer in kv)
         self._batch_invariant = batch_invariant
         self._drawing = Drawing(model.vocab_size, model.backend.threads)
         self._decodes = Kept(self._make_decode, MOST_DECODES, KEPT_DECODE_BYTES)
@@ -105,7 +106,7 @@ class Runner:
 
     def cost(self, work: list[Work]) -> tuple[int, int]:
         """Bytes that the work must move and operations that it must do, each weight, key and value read once."""
-        arrays = MixedArrays(*self._shape(work), self._block_size)
+        arrays = MixedArrays(*self._shape(work), self._block_size, self._groups)
         arrays.fill(work)
         step, _ = self.describe(arrays.batch)
         return sum(cost.bytes for cost in step.costs), sum(cost.operations for cost in step.costs)
@@ -126,16 +127,16 @@ class Runner:
         return tokens, len(work), rows, min(self._max_blocks, max(16, 1 << (needed - 1).bit_length()))
 
     def _make_decode(self, shape: Shape) -> Compiled:
-        return Compiled(self, DecodeArrays(shape[0], shape[3], self._block_size))
+        return Compiled(self, DecodeArrays(shape[0], shape[3], self._block_size, self._groups))
 
     def _make_mixed(self, shape: Shape) -> Compiled:
-        return Compiled(self, MixedArrays(*shape, self._block_size))
+        return Compiled(self, MixedArrays(*shape, self._block_size, self._groups))
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
-        """Copies blocks of every layer, in order: a later copy may read or overwrite what an earlier one wrote."""
+        """Copies whole blocks, in order: a later copy may read or overwrite what an earlier one wrote."""
+        tensors = self._kv.tensors
         with _C.record(self._model.backend) as step:
             for source, destination in copies:
-                for cache in self._kv:
-                    for tensor in cache.tensors:
-                        _C.copy(tensor.narrow(0, destination, 1), tensor.narrow(0, source, 1))
+                for tensor in tensors:
+                    _C.copy(tensor.narrow(0, destination, 1), tensor.narrow(0, source, 1))
         step.run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from array import array
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from fermi.engine.event import Event, FinishReason, Timing, TokenLogprobs
 from fermi.engine.limits import Limits
 from fermi.engine.pace import Pace
 from fermi.engine.plan import Plan, StepOutput, Work
-from fermi.engine.sequence import Group, Request, Sequence
+from fermi.engine.sequence import Group, Request, Sequence, Table
 from fermi.engine.window import Window
 from fermi.errors import RequestError
 
@@ -48,18 +47,21 @@ class Scheduler:
     """Plans steps and takes in their results. It has no tensors, no clock and no device.
 
     Sequences that draw a token come first, one token each; prompts share what the budget leaves, in chunks, and less
-    where those that draw would wait too long (see `Pace`). When blocks run out, the last in order (priority, then arrival) gives up its blocks and is computed again later, so the first in
-    order always advances and every request ends.
+    where those that draw would wait too long (see `Pace`). When blocks run out, the last in order (priority, then
+    arrival) gives up its blocks and is computed again later, so the first in order always advances and every request
+    ends.
 
-    Where every layer of the model looks through a window, a sequence gives back the blocks that have left it after each
-    step, and a prompt gets blocks for a window and a step's tokens at a time: it may be longer than the pool. What was
-    given back may stay in the prefix cache; a prompt goes on after the longest start whose last window is there.
+    Each group of layers has blocks of its own. Where it looks through a window, a sequence gives back those that have
+    left it after each step, and a prompt gets blocks for a window and a step's tokens at a time: if no group sees
+    everything, it may be longer than the pool. What was given back may stay in the prefix cache; a prompt goes on after
+    the longest start of which each group finds what it sees.
     """
 
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
         self.pool = pool
         self.limits = limits
-        self._window = Window(limits.window, pool.block_size)
+        self._windows = [Window(window, pool.block_size) for window in limits.windows]
+        self._sliding = [(group, window) for group, window in enumerate(self._windows) if window.tokens]
         self._pace = Pace(limits.stream_slowdown)
         self._groups: dict[str, Group] = {}
         self._running: list[Sequence] = []  # both in order
@@ -105,16 +107,10 @@ class Scheduler:
     def block_keys(self, request: Request) -> Iterator[bytes]:
         """The content keys of a prompt's full blocks, in order. Any thread may ask."""
         token_ids, size = request.prompt_token_ids, self.pool.block_size
-        key = self._root(request)
+        key = self._root(request, len(token_ids))
         for end in range(size, len(token_ids) + 1, size):
             key = block_key(key, token_ids[end - size : end])
             yield key
-
-    def _root(self, request: Request) -> bytes:
-        """The key before a prompt's first block."""
-        length, original = len(request.prompt_token_ids), self.limits.rope_original_length
-        rope_salt = length if original is not None and length > original else 0
-        return root_key(request.cache_salt & _SALT_BITS, rope_salt)
 
     def add(self, request: Request, now: float) -> None:
         """Queues a request; RequestError when it can never be served, or when its id is in use."""
@@ -122,12 +118,16 @@ class Scheduler:
         if request.id in self._groups:
             raise RequestError(f"a request with the id {request.id!r} is running")
         self._arrivals += 1
-        group = Group(request, now, self._arrivals, self._root(request))
+        group = Group(request, now, self._arrivals, self._root(request, len(request.prompt_token_ids)))
         self._groups[request.id] = group
         self._prompt_tokens += len(request.prompt_token_ids)
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, self._arrivals, request.id))
         insort(self._waiting, group.sequences[0], key=_order)
+
+    def _root(self, request: Request, length: int) -> bytes:
+        """The key before the blocks of a sequence whose rotary frequencies are chosen for that length."""
+        return root_key(request.cache_salt & _SALT_BITS, self.limits.rope_regime(length))
 
     def abort(self, request_id: str, now: float, index: int | None = None) -> None:
         """Ends a request, or one sequence of it, and frees its blocks at once; what has ended already is ignored."""
@@ -184,26 +184,30 @@ class Scheduler:
         return len(plan.work)
 
     def _make_room(self, sequence: Sequence, plan: Plan) -> bool:
-        """Gives the next token a block of the sequence's own; False if none is left and the sequence was preempted."""
-        place = sequence.computed // self.pool.block_size
-        appends = place == len(sequence.blocks)
-        if not appends and self.pool.references(sequence.blocks[place]) == 1:
-            return True
-        while self.pool.available == 0:
+        """Gives the next token blocks of its sequence's own; False if there are too few and that was preempted."""
+        place, pool = sequence.computed // self.pool.block_size, self.pool
+        while True:
+            missing = []
+            for table in sequence.tables:
+                if place == len(table.blocks) or pool.references(table.blocks[place]) > 1:
+                    missing.append(table)
+            if not missing or len(missing) <= pool.available:
+                break
             victim = self._running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
-        if appends:
-            sequence.blocks.append(self.pool.allocate())
-        else:
-            self._copy_on_write(sequence, place, plan)
+        for table in missing:
+            if place == len(table.blocks):
+                table.blocks.append(pool.allocate())
+            else:
+                self._copy_on_write(table, place, plan)
         return True
 
-    def _copy_on_write(self, sequence: Sequence, place: int, plan: Plan) -> None:
-        shared, own = sequence.blocks[place], self.pool.allocate()
+    def _copy_on_write(self, table: Table, place: int, plan: Plan) -> None:
+        shared, own = table.blocks[place], self.pool.allocate()
         plan.copies.append((shared, own))
-        sequence.blocks[place] = own
+        table.blocks[place] = own
         self.pool.release([shared])
 
     def _schedule_prefills(self, plan: Plan, budget: int) -> None:
@@ -230,7 +234,8 @@ class Scheduler:
         """Adds as much of a prompt as the budget and the rows to score allow; returns what is left of both."""
         group = sequence.group
         start = sequence.computed
-        length = min(sequence.remaining, budget, len(sequence.blocks) * self.pool.block_size - start)
+        blocks = min(len(table.blocks) for table in sequence.tables)
+        length = min(sequence.remaining, budget, blocks * self.pool.block_size - start)
         scored = max(start, group.scored) if sequence.index == 0 else sequence.prompt_length
         scores = max(0, min(start + length, sequence.prompt_length - 1) - scored)
         if scores > rows:
@@ -251,78 +256,110 @@ class Scheduler:
         for sequence in born[places:]:
             insort(self._waiting, sequence, key=_order)
         for sequence in born[:places]:
-            sequence.blocks = parent.blocks[:]
-            sequence.dropped = parent.dropped
+            sequence.tables = [Table(table.blocks, table.dropped) for table in parent.tables]
             self.pool.share(sequence.held)
             insort(self._running, sequence, key=_order)
         return born[:places]
 
     def _admit(self, sequence: Sequence, plan: Plan) -> bool:
-        """Gives a waiting sequence blocks, found ones first, for all its tokens or as many as its window lets it hold
+        """Gives a waiting sequence blocks, found ones first, for all its tokens or as many as its windows let it hold
         at a time; False where there are too few."""
-        pool, length = self.pool, len(sequence.token_ids)
-        group = sequence.group
-        found: list[int] = []
-        must_score = sequence.index == 0 and group.scored < sequence.prompt_length - 1
-        if pool.caches and not must_score:
-            keys = (sequence.key(place, pool.block_size) for place in range(length // pool.block_size))
-            found = pool.find(keys, self._window.chain)
-        computed = min(len(found) * pool.block_size, length - 1)
-        rewrites = computed < len(found) * pool.block_size  # the last token's block
-        shared = rewrites and pool.references(found[-1]) > 0
-        dropped = self._window.first_block(computed)
-        taken = found[dropped:]
-        needed = self._end_of_blocks(length, dropped) - len(found) + shared
-        spare = len(self._running)  # each that runs may soon need one
+        pool, group = self.pool, sequence.group
+        spare = len(self._running) * len(self._windows)  # each that runs may soon need one of each group
+        if pool.available <= spare:
+            return False
+        found = self._find(sequence)
+        known = len(found[0])
+        computed = min(known * pool.block_size, len(sequence.token_ids) - 1)
+        tables = []
+        for window, blocks in zip(self._windows, found, strict=True):
+            dropped = window.first_block(computed)
+            tables.append(Table([0] * dropped + blocks[dropped:], dropped))
+        taken = [block for table in tables for block in table.held]
+        rewritten = tables if computed < known * pool.block_size else []  # the last token's blocks
+        shared = [table for table in rewritten if pool.references(table.blocks[-1]) > 0]
+        missing = sum(self._ends(sequence, tables)) - known * len(tables)
+        needed = min(missing, pool.total - len(taken)) + len(shared)
         if needed + spare > pool.available - pool.idle(taken):
             return False
         fresh = sequence.output_length == 0 and sequence.index == 0 and group.started is None
-        pool.take(taken, length if fresh else 0, computed if fresh else 0)
+        pool.take(taken, len(sequence.token_ids) if fresh else 0, computed if fresh else 0)
         if fresh:
             group.cached_tokens = computed
-        sequence.blocks = array("i", [0] * dropped + taken)
-        sequence.dropped = dropped
+        sequence.tables = tables
+        sequence.found = None
         sequence.computed = computed
-        sequence.published = len(found)
-        if shared:
-            self._copy_on_write(sequence, len(found) - 1, plan)
-        elif rewrites:
-            pool.withdraw(found[-1])
-        if rewrites:
-            sequence.published -= 1
+        sequence.published = known - bool(rewritten)
+        for table in rewritten:
+            if table in shared:
+                self._copy_on_write(table, known - 1, plan)
+            else:
+                pool.withdraw(table.blocks[-1])
         self._extend(sequence)
         return True
 
-    def _extend(self, sequence: Sequence) -> None:
-        """Gives a prompt the blocks that its window lets it hold, as far as the others that run leave some."""
-        missing = self._end_of_blocks(len(sequence.token_ids), sequence.dropped) - len(sequence.blocks)
-        if missing > 0:
-            others = len(self._running) - (sequence in self._running)
-            for _ in range(min(missing, self.pool.available - others)):
-                sequence.blocks.append(self.pool.allocate())
+    def _find(self, sequence: Sequence) -> list[list[int]]:
+        """The blocks of each group that the prefix cache has for the sequence's start, as far as all have them."""
+        pool, length = self.pool, len(sequence.token_ids)
+        must_score = sequence.index == 0 and sequence.group.scored < sequence.prompt_length - 1
+        if not pool.caches or must_score:
+            return [[] for _ in self._windows]
+        if sequence.found is None or sequence.found[0] != pool.version:
+            keys = (sequence.key(place, pool.block_size) for place in range(length // pool.block_size))
+            sequence.found = pool.version, pool.find(keys, [window.chain for window in self._windows])
+        return sequence.found[1]
 
-    def _end_of_blocks(self, length: int, dropped: int) -> int:
-        """The number of the block after the last that a prompt may hold, its first ``dropped`` given back."""
-        most = self._window.most_blocks(length, self.limits.max_num_batched_tokens)
-        return min(-(-length // self.pool.block_size), dropped + min(most, self.pool.total))
+    def _extend(self, sequence: Sequence) -> None:
+        """Gives a prompt the blocks that its windows let it hold, as far as the others that run leave some."""
+        tables = sequence.tables
+        missing = [
+            (place, group)
+            for group, end in enumerate(self._ends(sequence, tables))
+            for place in range(len(tables[group].blocks), end)
+        ]
+        if missing:
+            others = len(self._running) - (sequence in self._running)
+            spare = max(0, self.pool.available - others * len(tables))
+            for _, group in sorted(missing)[:spare]:  # tokens are computed only as far as all groups have blocks
+                tables[group].blocks.append(self.pool.allocate())
+
+    def _ends(self, sequence: Sequence, tables: list[Table]) -> list[int]:
+        """Of each table, the number of the block after the last that a prompt may hold."""
+        length, chunk = len(sequence.token_ids), self.limits.max_num_batched_tokens
+        end = -(-length // self.pool.block_size)
+        return [
+            min(end, table.dropped + window.most_blocks(length, chunk))
+            for window, table in zip(self._windows, tables, strict=True)
+        ]
 
     def _drop(self, sequence: Sequence) -> None:
         """Gives back the blocks that no query will see again."""
-        first = self._window.first_block(sequence.computed)
-        if first > sequence.dropped:
-            self.pool.release(sequence.blocks[sequence.dropped : first])
-            sequence.dropped = first
+        for group, window in self._sliding:
+            table, first = sequence.tables[group], window.first_block(sequence.computed)
+            if first > table.dropped:
+                self.pool.release(table.drop(first))
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._give_up(sequence)
+        self._preemptions += 1
+
+    def _give_up(self, sequence: Sequence) -> None:
+        """Lets a running sequence wait, to be computed again."""
         self._running.remove(sequence)
         self._release(sequence)
         insort(self._waiting, sequence, key=_order)
-        self._preemptions += 1
+
+    def _switch_rope(self, sequence: Sequence) -> None:
+        """Has a sequence computed again that is as long now as to turn by other frequencies, all of it."""
+        self._give_up(sequence)
+        sequence.rope_length = len(sequence.token_ids)
+        sequence.root = self._root(sequence.group.request, sequence.rope_length)
+        sequence.keys = []
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.held)
-        sequence.blocks = array("i")
-        sequence.dropped = 0
+        for table in sequence.tables:
+            self.pool.release(table.held)
+        sequence.tables = []
         sequence.computed = 0
         sequence.published = 0
 
@@ -356,14 +393,16 @@ class Scheduler:
         full = sequence.computed // pool.block_size
         if pool.caches:
             for place in range(sequence.published, full):
-                pool.publish(sequence.blocks[place], sequence.key(place, pool.block_size))
+                for group, table in enumerate(sequence.tables):
+                    pool.publish(table.blocks[place], sequence.key(place, pool.block_size), group)
         sequence.published = full
         for sibling in work.draws[1:]:
             sibling.computed = sequence.computed
             sibling.published = full
             sibling.keys = sequence.keys[:]
-        for each in work.draws or [sequence]:
-            self._drop(each)
+        if self._sliding:
+            for each in work.draws or [sequence]:
+                self._drop(each)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, now: float) -> None:
         group = sequence.group
@@ -385,6 +424,8 @@ class Scheduler:
         self._report(sequence, event)
         if event.finish_reason is not None:
             self._finish(sequence, event, now)
+        elif len(sequence.token_ids) == self.limits.rope_switch:
+            self._switch_rope(sequence)
 
     def _report(self, sequence: Sequence, event: Event) -> None:
         group = sequence.group

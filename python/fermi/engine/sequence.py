@@ -17,7 +17,7 @@ from fermi.engine.sampling import Sampling
 if TYPE_CHECKING:
     from fermi.engine._sampler import Draws
 
-__all__ = ["Constraint", "Grammar", "Group", "Request", "Sequence"]
+__all__ = ["Constraint", "Grammar", "Group", "Request", "Sequence", "Table"]
 
 
 class Constraint(Protocol):
@@ -68,26 +68,52 @@ class Request:
     grammar: Grammar | None = None
 
 
+class Table:
+    """The KV blocks of a sequence's tokens, for one group of layers.
+
+    Attributes:
+        blocks: block of tokens 0 … block_size - 1, of the next block_size, …
+        dropped: the first of ``blocks`` that no query will see again: given back, their numbers mean nothing.
+    """
+
+    __slots__ = ("blocks", "dropped")
+
+    def __init__(self, blocks: Items[int], dropped: int = 0) -> None:
+        self.blocks = array("i", blocks)
+        self.dropped = dropped
+
+    @property
+    def held(self) -> array[int]:
+        """The blocks that it has a reference to."""
+        return self.blocks[self.dropped :]
+
+    def drop(self, first: int) -> array[int]:
+        """Forgets the blocks before the ``first`` one that will be seen again; returns those to give back."""
+        left = self.blocks[self.dropped : first]
+        self.dropped = max(self.dropped, first)
+        return left
+
+
 class Sequence:
     """Tokens of the prompt and after it, and the KV blocks of those that are computed.
 
     Attributes:
         computed: tokens whose keys and values are in the cache; the others are computed next.
-        blocks: block of tokens 0 … block_size - 1, of the next block_size, …
-        dropped: the first of ``blocks`` that no query will see again: given back, their numbers mean nothing.
+        tables: of each group of layers; none while the sequence has no blocks.
         keys: content keys of the first full blocks of ``token_ids``, as far as they were needed.
-        published: blocks that were offered to the prefix cache.
+        found: its blocks in the prefix cache as of a version of the pool, while it waits.
+        published: blocks of each table that were offered to the prefix cache.
+        rope_length: the length that the rotary frequencies of its tokens are chosen for, at least.
         order: sorts sequences by priority, then arrival, then index.
         draws: the sampler's state, the runner's.
     """
 
     __slots__ = (
-        "blocks",
         "computed",
         "constraint",
         "draws",
-        "dropped",
         "finished",
+        "found",
         "group",
         "index",
         "keys",
@@ -95,6 +121,8 @@ class Sequence:
         "prompt_length",
         "published",
         "root",
+        "rope_length",
+        "tables",
         "token_ids",
     )
 
@@ -105,11 +133,11 @@ class Sequence:
         self.root = root
         self.order = (request.priority, group.arrival_number, index)
         self.token_ids = array("i", request.prompt_token_ids)
-        self.prompt_length = len(self.token_ids)
+        self.prompt_length = self.rope_length = len(self.token_ids)
         self.computed = 0
-        self.blocks = array("i")
-        self.dropped = 0
+        self.tables: list[Table] = []
         self.keys: list[bytes] = []
+        self.found: tuple[int, list[list[int]]] | None = None
         self.published = 0
         self.finished = False
         self.constraint: Constraint | None = None if request.grammar is None else request.grammar.start()
@@ -121,9 +149,9 @@ class Sequence:
         return len(self.token_ids) - self.computed
 
     @property
-    def held(self) -> array[int]:
+    def held(self) -> list[int]:
         """The blocks that it has a reference to."""
-        return self.blocks[self.dropped :]
+        return [block for table in self.tables for block in table.held]
 
     @property
     def output_length(self) -> int:

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Window", "reach_of"]
-
-
-def reach_of(windows: Iterable[int]) -> int:
-    """Tokens that the layer which sees most sees, of each layer's own (0: all); 0 as soon as one sees all.
-
-    A sequence has one block table for all layers, so that a block goes only when no layer sees it. To free what the
-    sliding layers of a mixed model no longer see would take a pool, a table and slots for each group of layers with
-    the same window, and a prefix cache that asks each of them.
-    """
-    reaches = tuple(windows)
-    return max(reaches) if reaches and min(reaches) > 0 else 0
+__all__ = ["Window"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,10 +206,10 @@ def step_batch(
         token_ids=int32(np.concatenate(token_ids)),
         positions=int32(np.concatenate(positions)),
         rope_lengths=int32(np.concatenate(lengths)),
-        slots=int32(np.concatenate(slots)),
+        slots=(int32(np.concatenate(slots)),),
         query_starts=int32(np.cumsum([0] + [part.tokens for part in parts])),
         context_lengths=int32([part.start + part.tokens for part in parts]),
-        block_tables=_C.Tensor.from_numpy(block_tables),
+        block_tables=(_C.Tensor.from_numpy(block_tables),),
         logit_rows=rows,
     )
 

@@ -28,6 +28,7 @@ class Model(ABC):
         weight_bytes: what they take.
         rope_depends_on_length: whether a token's rotary frequencies depend on ``Batch.rope_lengths``.
         rope_original_length: the length up to which they do not; 0 where they never do.
+        rope_switches: whether, as soon as a sequence is longer, those of its earlier tokens change with it.
     """
 
     backend: _C.Backend
@@ -41,6 +42,7 @@ class Model(ABC):
     weight_bytes: int
     rope_depends_on_length: bool
     rope_original_length: int
+    rope_switches: bool = False
 
     @abstractmethod
     def __call__(self, batch: Batch, kv: KVCache) -> _C.Tensor:

@@ -250,9 +250,9 @@ def _batch_of(sequences: Sequence[Sequence[int]]) -> Batch:
         token_ids=int32(np.concatenate([np.asarray(sequence) for sequence in sequences])),
         positions=int32(np.concatenate([np.arange(length) for length in lengths])),
         rope_lengths=int32(np.repeat(lengths, lengths)),
-        slots=int32(np.concatenate(slots)),
+        slots=(int32(np.concatenate(slots)),),
         query_starts=int32(np.cumsum([0, *lengths])),
         context_lengths=int32(lengths),
-        block_tables=int32(block_tables),
+        block_tables=(int32(block_tables),),
         logit_rows=int32([0]),
     )

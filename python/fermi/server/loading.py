@@ -107,8 +107,9 @@ def _facts(name: str, loaded: LoadedModel, settings: Settings) -> Mapping[str, s
     """What the banner says."""
     model, backend = loaded.model, loaded.model.backend
     engines = (loaded.engine, *loaded.replicas)
-    tokens = sum(engine.stats().blocks.total for engine in engines) * settings.engine.block_size
-    cache = tokens * loaded.engine.kv_spec.bytes_per_token
+    blocks = sum(engine.stats().blocks.total for engine in engines)
+    tokens = blocks // len(loaded.engine.layer_groups.windows) * settings.engine.block_size
+    cache = blocks * loaded.engine.block_bytes
     replicas = f" × {len(engines)} engines" if len(engines) > 1 else ""
     source = "" if name == loaded.source else f" ({loaded.source})"
     parameters = f"{model.parameters / 1e6:,.1f} M parameters"
