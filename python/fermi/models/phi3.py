@@ -31,7 +31,10 @@ class Phi3Config(DecoderConfig):
 
 
 class Phi3(Decoder[Phi3Config]):
-    """No biases; parts of a head turn; the same window in every layer."""
+    """No biases; parts of a head turn; the same window in every layer. As in Transformers, a sequence that outgrows
+    LongRoPE's original context is computed anew, with the long factors for all its tokens."""
+
+    rope_switches = True
 
     @classmethod
     def read_config(cls, fields: Fields) -> Phi3Config:
