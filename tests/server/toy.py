@@ -114,6 +114,7 @@ class ScriptedService:
     requests: list[Request] = field(default_factory=list)
     streams: list[ScriptedStream] = field(default_factory=list)
     ready: bool = True
+    alive: bool = True
     on_submit: Callable[[], object] = lambda: None
     on_cancel: Callable[[], object] = lambda: None
     script: Callable[[ScriptedStream], None] | None = None  # instead of answers

@@ -23,7 +23,7 @@ async def health(request: Request) -> dict[str, Any]:
     state = state_of(request)
     rates = [model.service.stats.blocks.hit_rate for model in state.models if isinstance(model, ServedModel)]
     return {
-        "status": "draining" if state.draining else "ok" if state.ready else "loading",
+        "status": "ok" if state.ready else state.condition,
         "service": "fermi",
         "uptime_seconds": round(time.monotonic() - state.started, 3),
         "total_requests": state.total_requests,
@@ -35,10 +35,9 @@ async def health(request: Request) -> dict[str, Any]:
 @router.get("/ready")
 @router.head("/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
-    """200 while work is taken; 503 until the model is loaded, and while the server drains."""
+    """200 while work is taken; 503 until the model is loaded, while an engine is down, and while the server drains."""
     state = state_of(request)
-    status = "ready" if state.ready else "draining" if state.draining else "loading"
-    document = to_json({"status": status, "model_loaded": state.models.loaded})
+    document = to_json({"status": state.condition, "model_loaded": state.models.loaded})
     if state.ready:
         return Response(document, media_type="application/json")
     headers = {"Retry-After": str(int(RETRY_WHILE_LOADING_S))}

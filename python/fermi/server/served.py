@@ -42,6 +42,10 @@ class Service(Protocol):
         """Whether requests are accepted."""
 
     @property
+    def alive(self) -> bool:
+        """Whether it runs, or starts anew after a crash."""
+
+    @property
     def open_requests(self) -> int:
         """Requests that have not ended."""
 

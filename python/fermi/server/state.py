@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fastapi import Request
 
@@ -52,6 +53,17 @@ class ServerState:
     def ready(self) -> bool:
         """Whether work is taken: the models are known, the engines of those in memory live, and nobody drains."""
         return self.models.known and not self.draining and all(model.service.ready for model in self.models)
+
+    @property
+    def condition(self) -> Literal["ready", "draining", "loading", "restarting", "failed"]:
+        """Why no work is taken, if none is: restarting and failed are those of an engine that has crashed."""
+        if self.ready:
+            return "ready"
+        if self.draining:
+            return "draining"
+        if not all(model.service.alive for model in self.models):
+            return "failed"
+        return "restarting" if not all(model.service.ready for model in self.models) else "loading"
 
     def drain(self) -> None:
         """Take no new work."""
