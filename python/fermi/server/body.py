@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from starlette.responses import Response
 
 from fermi.server.errors import request_error_of
 from fermi.server.schema.common import Body
@@ -36,3 +38,22 @@ def documented(schema: type[Body]) -> dict[str, Any]:
     """The schema's part in the OpenAPI page, which cannot see it in the dependency."""
     content = {"application/json": {"schema": schema.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+class DirectRoute(APIRoute):
+    """The route of an endpoint that takes its body (by `body_of`) and the request, and makes its response itself.
+
+    Without FastAPI's injection, which takes a tenth of a short request.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request."""
+        [read] = [each.call for each in self.dependant.dependencies]
+        endpoint = self.endpoint
+        assert read is not None
+
+        async def handle(request: Request) -> Response:
+            response: Response = await endpoint(await read(request), request)
+            return response
+
+        return handle

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,17 +11,18 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from fermi.engine.event import TokenLogprobs
-from fermi.server.body import body_of, documented
+from fermi.server.body import DirectRoute, body_of, documented
 from fermi.server.chat_run import Answer, Call, ChatRun, start_chat
 from fermi.server.chat_text import CallDelta, ChatDelta
 from fermi.server.generation import Generation
+from fermi.server.ids import new_id
 from fermi.server.logprobs import chat_logprobs
 from fermi.server.respond import respond
 from fermi.server.schema.chat import ChatBody
 from fermi.server.sse import data
 from fermi.server.state import state_of
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(route_class=DirectRoute, tags=["chat"])
 
 PATH = "/v1/chat/completions"
 
@@ -103,7 +103,7 @@ class ChatReply:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": f"chatcmpl-{new_id()}",
             "object": kind,
             "created": int(time.time()),
             "model": self.run.served.name,

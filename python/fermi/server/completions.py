@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,8 +13,9 @@ from starlette.responses import Response
 from fermi.engine.sequence import Grammar
 from fermi.errors import RequestError
 from fermi.sampling_params import SamplingParams
-from fermi.server.body import body_of, documented
+from fermi.server.body import DirectRoute, body_of, documented
 from fermi.server.generation import Generation, Piece
+from fermi.server.ids import new_id
 from fermi.server.logprobs import CompletionLogprobs
 from fermi.server.prompts import Prompt, engine_request, off_loop, room, sampling_params
 from fermi.server.respond import respond
@@ -27,7 +27,7 @@ from fermi.server.structured import reply_bounds, wanted_structure
 from fermi.text.grammar import Thoughts
 from fermi.text.reasoning import ReasoningSplitter
 
-router = APIRouter(tags=["completions"])
+router = APIRouter(route_class=DirectRoute, tags=["completions"])
 
 PATH = "/v1/completions"
 
@@ -189,7 +189,7 @@ class CompletionReply:
 
     def _head(self) -> dict[str, Any]:
         return {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": f"cmpl-{new_id()}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": self.served.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from email.utils import formatdate
 
 import structlog
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fermi.server.errors import BodyTooLargeError, failure_of
 from fermi.server.exchange import Exchange, current
+from fermi.server.ids import new_id
 from fermi.server.metrics import OTHER, Metrics
 from fermi.server.state import ServerState
 from fermi.server.tracing import Tracer
@@ -141,4 +141,4 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
-    return uuid.uuid4().hex
+    return new_id()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from fermi.engine.sequence import Grammar, Request
 from fermi.errors import ContextLengthError, RequestError
 from fermi.sampling_params import SamplingParams
 from fermi.server.exchange import exchange
+from fermi.server.ids import new_id
 from fermi.server.schema.common import GenerationBody
 from fermi.server.served import ServedModel
 
@@ -117,7 +117,7 @@ def engine_request(
     limits = [body.timeout] if body.timeout is not None else []
     limits += [timeout_ms / 1000] if timeout_ms else []
     return Request(
-        id=uuid.uuid4().hex,  # not the client's, which may come twice
+        id=new_id(),  # not the client's, which may come twice
         prompt_token_ids=prompt.token_ids,
         sampling=params.sampling(max_tokens=params.max_tokens or 0),
         eos_token_ids=served.tokenizer.eos_token_ids,

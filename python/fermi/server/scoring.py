@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from fermi.engine.vectors import cosine
 from fermi.errors import RequestError
 from fermi.server.body import body_of, documented
 from fermi.server.encoding import length_limit, rows_of, usage
+from fermi.server.ids import new_id
 from fermi.server.prompts import off_loop
 from fermi.server.schema.embeddings import EncodingBody, RerankBody, ScoreBody
 from fermi.server.served import ServedEmbedder
@@ -48,7 +48,7 @@ async def rerank(body: Annotated[RerankBody, Depends(body_of(RerankBody))], requ
     if body.return_documents is not False:
         results = [{**each, "document": {"text": texts[each["index"]]}} for each in results]
     return {
-        "id": f"rerank-{uuid.uuid4().hex}",
+        "id": f"rerank-{new_id()}",
         "object": "list",
         "model": served.name,
         "results": results,
@@ -71,7 +71,7 @@ async def score(body: Annotated[ScoreBody, Depends(body_of(ScoreBody))], request
         raise RequestError(message, param="text_2")
     scores, encoded = await _scores(served, left, right, body, request, state, cut=False, param="text_2")
     return {
-        "id": f"score-{uuid.uuid4().hex}",
+        "id": f"score-{new_id()}",
         "object": "list",
         "created": int(time.time()),
         "model": served.name,

@@ -19,6 +19,9 @@ from fermi.text.special_tokens import added_tokens, end_ids, extra_tokens, named
 __all__ = ["Encoded", "Tokenizer"]
 
 _NO_LIMIT = 10**9  # Transformers writes 10**30 for "no limit" into model_max_length
+#: Characters of a text that is encoded without letting other threads take the interpreter: they would not give it back
+#: for longer than the encoding takes.
+_SHORT_TEXT = 4096
 
 
 class Encoded(NamedTuple):
@@ -133,7 +136,10 @@ class Tokenizer:
 
         Special tokens written out in the text become those tokens. RequestError for text that is not valid Unicode.
         """
-        return self.encode_batch([text], add_special_tokens)[0]
+        if len(text) > _SHORT_TEXT:
+            return self.encode_batch([text], add_special_tokens)[0]
+        [encoding] = self._checked([text], lambda: [self._backend.encode(text, add_special_tokens=add_special_tokens)])
+        return [*self._prefix, *encoding.ids, *self._suffix] if add_special_tokens else encoding.ids
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """``encode`` of each text, on all cores."""
