@@ -78,7 +78,7 @@ def _structures(body: StructuredBody) -> Iterator[Structure]:
     if isinstance(body.grammar, WrittenGrammar):
         yield Structure("grammar", _of_written(body.grammar))
     elif body.grammar:  # llama.cpp's clients send an empty one for none
-        yield Structure("grammar", written_grammar(body.grammar))
+        yield Structure("grammar", _written("grammar", body.grammar))
     for field, schema in (("json_schema", body.json_schema), ("guided_json", body.guided_json)):
         if schema is not None:
             yield Structure(field, JsonSchema(schema))
@@ -87,7 +87,7 @@ def _structures(body: StructuredBody) -> Iterator[Structure]:
     if body.guided_choice is not None:
         yield Structure("guided_choice", Choice(tuple(body.guided_choice)))
     if body.guided_grammar is not None:
-        yield Structure("guided_grammar", written_grammar(body.guided_grammar))
+        yield Structure("guided_grammar", _written("guided_grammar", body.guided_grammar))
     if body.structured_outputs is not None:
         yield _of_outputs(body.structured_outputs)
 
@@ -114,12 +114,18 @@ def _of_written(grammar: WrittenGrammar) -> GrammarSpec:
             return JsonSchema(value)
         case "regex" if isinstance(value, str):
             return Regex(value)
-        case "lark" if isinstance(value, str):
-            return Lark(value)
-        case "gbnf" if isinstance(value, str):
-            return GBNF(value)
+        case "lark" | "gbnf" if isinstance(value, str):
+            _written("grammar.value", value)  # bounds its length
+            return Lark(value) if grammar.type == "lark" else GBNF(value)
     needed = {"choice": "a list of strings", "json_schema": "an object"}.get(grammar.type, "a string")
     raise RequestError(f"grammar.value: must be {needed} where the type is {grammar.type}", param="grammar.value")
+
+
+def _written(field: str, text: str) -> Lark | GBNF:
+    try:
+        return written_grammar(text)
+    except RequestError as error:
+        raise RequestError(f"{field}: {error}", param=field) from None
 
 
 def _of_outputs(wanted: StructuredOutputs) -> Structure:
@@ -136,7 +142,7 @@ def _of_outputs(wanted: StructuredOutputs) -> Structure:
     if wanted.choice is not None:
         specs["choice"] = Choice(tuple(wanted.choice))
     if wanted.grammar is not None:
-        specs["grammar"] = written_grammar(wanted.grammar)
+        specs["grammar"] = _written("structured_outputs.grammar", wanted.grammar)
     if wanted.json_object:
         specs["json_object"] = JsonObject()
     names = [f"structured_outputs.{name}" for name in specs]

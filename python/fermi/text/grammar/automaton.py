@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 
 from fermi.text.grammar.gbnf import Characters, Either, Node, Reference, Repeat, Row, Text, Token
 
-__all__ = ["Alphabet", "Automaton", "Follows", "characters_of"]
+__all__ = ["Alphabet", "Automaton", "Follows", "characters_of", "parts_of"]
 
 #: Copies that a counted repetition is unrolled into; beyond them it counts as one without an end.
 UNROLLED = 16
-#: Sets of states that are looked at.
-MAX_STATES = 400
+#: States that an automaton may have, and sets of them that are looked at.
+MAX_STATES = 2000
+MAX_SETS = 200
 
 
 class Alphabet:
@@ -34,6 +35,19 @@ class Alphabet:
         return found
 
 
+def parts_of(node: Node) -> Iterable[Node]:
+    """A node and all in it."""
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        yield node
+        match node:
+            case Row() | Either():
+                todo += node.nodes
+            case Repeat():
+                todo.append(node.node)
+
+
 def characters_of(node: Node) -> Iterable[tuple[int, int]]:
     """The ranges of characters that a node itself names."""
     match node:
@@ -48,14 +62,18 @@ class Automaton:
     """A regular part of a grammar, step by step: states are numbers, 0 is the first."""
 
     def __init__(self, node: Node, rules: Mapping[str, Node], alphabet: Alphabet) -> None:
+        """OverflowError where it would have too many states."""
         self._rules = rules
         self._alphabet = alphabet
         self._steps: list[list[tuple[int, int]]] = [[]]  # of each state: characters, next state
         self._free: list[list[int]] = [[]]  # of each state: those reached without a character
         self._end = self._add(node, 0)
 
-    def extensions(self) -> int | None:
-        """The characters by which a text that matches may go on and match again or still; None: too many states."""
+    def extensions(self) -> int:
+        """The characters by which a text that matches may go on and still be the beginning of one that does.
+
+        OverflowError where there are too many to look at.
+        """
         start = self._closed({0})
         seen, todo, found = {start}, [start], 0
         while todo:
@@ -67,8 +85,8 @@ class Automaton:
             for part in _apart([characters for characters, _ in steps]):
                 reached = self._closed({target for characters, target in steps if characters & part})
                 if reached not in seen:
-                    if len(seen) >= MAX_STATES:
-                        return None
+                    if len(seen) >= MAX_SETS:
+                        raise OverflowError
                     seen.add(reached)
                     todo.append(reached)
         return found
@@ -83,6 +101,8 @@ class Automaton:
         return frozenset(states)
 
     def _state(self) -> int:
+        if len(self._steps) >= MAX_STATES:
+            raise OverflowError
         self._steps.append([])
         self._free.append([])
         return len(self._steps) - 1
@@ -153,10 +173,8 @@ class Follows:
         self._first = dict.fromkeys(rules, 0)
         self._empty = dict.fromkeys(rules, False)
         self.behind = dict.fromkeys(rules, 0)
-        while self._grow_first():
-            pass
-        while self._grow_behind():
-            pass
+        self._grow_first()
+        self._grow_behind()
 
     def begin(self, node: Node) -> tuple[int, bool]:
         """The characters that a node's texts begin with, and whether it may be empty."""
@@ -192,9 +210,10 @@ class Follows:
         """The parts of a node, each with the characters that may come behind it."""
         match node:
             case Row():
-                for at, part in enumerate(node.nodes):
-                    first, empty = self.begin_of_row(node.nodes[at + 1 :])
-                    yield part, first | (behind if empty else 0)
+                for part in reversed(node.nodes):
+                    yield part, behind
+                    first, empty = self.begin(part)
+                    behind = first | (behind if empty else 0)
             case Either():
                 for part in node.nodes:
                     yield part, behind
@@ -202,23 +221,31 @@ class Follows:
                 again = self.begin(node.node)[0] if node.most is None or node.most > 1 else 0
                 yield node.node, again | behind
 
-    def _grow_first(self) -> bool:
-        grown = False
+    def _grow_first(self) -> None:
+        users: dict[str, set[str]] = {name: set() for name in self._rules}
         for name, node in self._rules.items():
-            first, empty = self.begin(node)
-            grown |= first != self._first[name] or empty != self._empty[name]
-            self._first[name], self._empty[name] = first, empty
-        return grown
-
-    def _grow_behind(self) -> bool:
-        before = dict(self.behind)
-        todo = [(node, self.behind[name]) for name, node in self._rules.items()]
+            for each in parts_of(node):
+                if isinstance(each, Reference):
+                    users[each.rule].add(name)
+        todo = dict.fromkeys(self._rules)
         while todo:
-            node, behind = todo.pop()
-            if isinstance(node, Reference):
-                self.behind[node.rule] |= behind
-            todo += self.inside(node, behind)
-        return self.behind != before
+            name, _ = todo.popitem()
+            found = self.begin(self._rules[name])
+            if found != (self._first[name], self._empty[name]):
+                self._first[name], self._empty[name] = found
+                todo |= dict.fromkeys(users[name])
+
+    def _grow_behind(self) -> None:
+        todo = dict.fromkeys(self._rules)
+        while todo:
+            name, _ = todo.popitem()
+            within = [(self._rules[name], self.behind[name])]
+            while within:
+                node, behind = within.pop()
+                if isinstance(node, Reference) and behind & ~self.behind[node.rule]:
+                    self.behind[node.rule] |= behind
+                    todo[node.rule] = None
+                within += self.inside(node, behind)
 
 
 def _union(sets: Iterable[int]) -> int:

@@ -11,19 +11,25 @@ import json
 from collections.abc import Iterable, Mapping
 
 from fermi.errors import RequestError
-from fermi.text.grammar.automaton import Alphabet, Automaton, Follows
+from fermi.text.grammar.automaton import Alphabet, Automaton, Follows, parts_of
 from fermi.text.grammar.gbnf import Characters, Either, Node, Reference, Repeat, Row, Text, Token, read_gbnf
 
 __all__ = ["lark_of_gbnf"]
 
 #: Characters of a class that is read one by one where that is needed: more would take too long at each token.
 FEW = 256
+#: Rules of a grammar; nodes one after the other that are tried as one lexeme; lexemes whose ends are looked into.
+MAX_RULES = 1000
+MAX_RUN = 16
+MAX_AUTOMATA = 300
 
 
 def lark_of_gbnf(text: str) -> str:
-    """The same grammar as Lark. RequestError where it is malformed."""
-    rules = _reachable(read_gbnf(text))
-    return _Writer(rules).text()
+    """The same grammar as Lark. RequestError where it is malformed, or too large."""
+    try:
+        return _Writer(_reachable(read_gbnf(text))).text()
+    except RecursionError:
+        raise RequestError("the rules of the GBNF grammar are nested too deep") from None
 
 
 def _reachable(rules: Mapping[str, Node]) -> dict[str, Node]:
@@ -36,51 +42,52 @@ def _reachable(rules: Mapping[str, Node]) -> dict[str, Node]:
             continue
         if name not in rules:
             raise RequestError(f"the GBNF grammar has no rule {name}")
+        if len(found) == MAX_RULES:
+            raise RequestError(f"the GBNF grammar has more than {MAX_RULES:,} rules")
         found[name] = rules[name]
-        todo += [node.rule for node in _all(rules[name]) if isinstance(node, Reference)]
+        todo += [node.rule for node in parts_of(rules[name]) if isinstance(node, Reference)]
     return found
-
-
-def _all(node: Node) -> Iterable[Node]:
-    """A node and all in it."""
-    todo = [node]
-    while todo:
-        node = todo.pop()
-        yield node
-        match node:
-            case Row() | Either():
-                todo += node.nodes
-            case Repeat():
-                todo.append(node.node)
 
 
 def _regular(rules: Mapping[str, Node]) -> set[str]:
     """The rules that refer neither to themselves, however far, nor to tokens."""
-    needs = {
-        name: {_need(each) for each in _all(node) if isinstance(each, (Reference, Token))}
-        for name, node in rules.items()
-    }
+    needs = {name: set(_needs(node)) for name, node in rules.items()}
+    users: dict[str, list[str]] = {name: [] for name in ["", *rules]}
+    for name, needed in needs.items():
+        for each in needed:
+            users[each].append(name)
     regular: set[str] = set()
-    while found := {name for name, needed in needs.items() if name not in regular and needed <= regular}:
-        regular |= found
+    todo = [name for name, needed in needs.items() if not needed]
+    while todo:
+        found = todo.pop()
+        regular.add(found)
+        for user in users[found]:
+            needs[user].discard(found)
+            if not needs[user]:
+                todo.append(user)
     return regular
 
 
-def _need(node: Reference | Token) -> str:
-    """The rule that must be regular, "" for what never is."""
-    return node.rule if isinstance(node, Reference) else ""
+def _needs(node: Node) -> Iterable[str]:
+    """The rules that must be regular for a node to be, "" among them where it never is."""
+    for part in parts_of(node):
+        if isinstance(part, Reference):
+            yield part.rule
+        elif isinstance(part, Token):
+            yield ""
 
 
 class _Writer:
     def __init__(self, rules: Mapping[str, Node]) -> None:
         self._rules = rules
-        alphabet = Alphabet(each for node in rules.values() for each in _all(node))
+        alphabet = Alphabet(each for node in rules.values() for each in parts_of(node))
         self._alphabet = alphabet
         self._follows = Follows(rules, alphabet)
         self._regular = _regular(rules)
         self._numbers = {name: number for number, name in enumerate(rules)}
-        self._greedy: dict[Node, int | None] = {}
+        self._extensions: dict[Node, int] = {}  # of lexemes that were looked into
         self._lexemes: dict[str, str] = {}  # by what they are made of, their names
+        self._lexemes_of_rules: dict[str, str] = {}
         self._written: list[str] = []
 
     def text(self) -> str:
@@ -122,41 +129,41 @@ class _Writer:
         return self._lexeme(node)  # one class of many characters
 
     def _row(self, row: Row, behind: int, needed: list[str]) -> str:
-        """Nodes one after the other, as many of them in one lexeme as may be."""
+        """Nodes one after the other, many of them in one lexeme where that may be."""
         parts: list[str] = []
-        nodes = list(row.nodes)
-        while nodes:
-            count = next((at for at, node in enumerate(nodes) if not self._is_regular(node)), len(nodes))
-            taken = 1
-            for length in range(count, 1, -1):
-                run: Node = Row(tuple(nodes[:length]))
-                if run != row and self._ends_in_time(run, self._after(nodes[length:], behind)):
+        nodes = row.nodes
+        behinds = [each for _, each in self._follows.inside(row, behind)][::-1]
+        at = 0
+        while at < len(nodes):
+            regular = at
+            while regular < min(len(nodes), at + MAX_RUN) and self._is_regular(nodes[regular]):
+                regular += 1
+            for end in range(regular, at + 1, -1):
+                run = Row(nodes[at:end])
+                if run != row and self._ends_in_time(run, behinds[end - 1]):
                     parts.append(self._lexeme(run))
-                    taken = length
+                    at = end
                     break
             else:
-                parts.append(self._rule(nodes[0], self._after(nodes[1:], behind), needed))
-            nodes = nodes[taken:]
+                parts.append(self._rule(nodes[at], behinds[at], needed))
+                at += 1
         return f"({' '.join(parts)})" if parts else '""'
 
-    def _after(self, nodes: list[Node], behind: int) -> int:
-        first, empty = self._follows.begin_of_row(nodes)
-        return first | (behind if empty else 0)
-
     def _is_regular(self, node: Node) -> bool:
-        return all(
-            each.rule in self._regular if isinstance(each, Reference) else not isinstance(each, Token)
-            for each in _all(node)
-        )
+        return all(each in self._regular for each in _needs(node))
 
     def _ends_in_time(self, node: Node, behind: int) -> bool:
         """Whether the longest match of a regular node is the only one that can go on as the grammar does."""
         if not behind or isinstance(node, (Text, Characters)) or self._is_wide(node):
             return True
-        if node not in self._greedy:
-            self._greedy[node] = Automaton(node, self._rules, self._alphabet).extensions()
-        extensions = self._greedy[node]
-        return extensions is None or not extensions & behind
+        if node not in self._extensions:
+            if len(self._extensions) == MAX_AUTOMATA:
+                return True
+            try:
+                self._extensions[node] = Automaton(node, self._rules, self._alphabet).extensions()
+            except OverflowError:  # so large a lexeme is taken as it is
+                self._extensions[node] = 0
+        return not self._extensions[node] & behind
 
     def _is_wide(self, node: Node) -> bool:
         """Whether a node repeats a class of so many characters that they cannot be read one by one."""
@@ -181,7 +188,9 @@ class _Writer:
         """What a lexeme is made of; rules in it are lexemes of their own."""
         match node:
             case Reference():
-                return self._lexeme(self._rules[node.rule])
+                if node.rule not in self._lexemes_of_rules:
+                    self._lexemes_of_rules[node.rule] = self._lexeme(self._rules[node.rule])
+                return self._lexemes_of_rules[node.rule]
             case Row():
                 return f"({' '.join(map(self._pattern, node.nodes))})" if node.nodes else '""'
             case Either():

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["GBNF", "Choice", "GrammarSpec", "JsonObject", "JsonSchema", "Lark", "Regex", "describe", "written_grammar"]
 
-#: Characters of a schema or grammar, at most. Compiling takes about a millisecond for a thousand of them.
+#: Characters of a schema, a list of choices or an expression, and of a grammar that a client has written. The worst of
+#: them compile for a second or two.
 MAX_CHARACTERS = 2**17
+MAX_WRITTEN = 2**15
 #: Of JSON inside JSON.
 MAX_DEPTH = 64
 #: Between JSON's tokens: a space, or line ends and an indentation. Unbounded white space is what weak models get lost
@@ -83,7 +85,11 @@ _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 
 def written_grammar(text: str) -> Lark | GBNF:
-    """A grammar whose language shows: rules of GBNF are written with ``::=``, those of Lark with ``:``."""
+    """A grammar whose language shows: rules of GBNF are written with ``::=``, those of Lark with ``:``.
+
+    RequestError for one that is too long.
+    """
+    _bounded(text, "the grammar", MAX_WRITTEN)
     return GBNF(text) if _GBNF_RULE.search(text) else Lark(text)
 
 
@@ -105,7 +111,7 @@ def describe(spec: GrammarSpec) -> str:
         case Lark():
             return _lark(_bounded(spec.text, "the grammar"))
         case GBNF():
-            return _lark(lark_of_gbnf(_bounded(spec.text, "the grammar")))
+            return _lark(lark_of_gbnf(_bounded(spec.text, "the grammar", MAX_WRITTEN)))
 
 
 def _schema(schema: Mapping[str, Any], *, strict: bool) -> str:
@@ -157,9 +163,9 @@ def _choices(choices: tuple[str, ...]) -> str:
     return _lark(_bounded(f"start: CHOICE\nCHOICE: {listed}", "the list of choices"))
 
 
-def _bounded(text: str, what: str) -> str:
+def _bounded(text: str, what: str, most: int = MAX_CHARACTERS) -> str:
     if not isinstance(text, str):
         raise RequestError(f"{what} must be a string")
-    if len(text) > MAX_CHARACTERS:
-        raise RequestError(f"{what} is longer than {MAX_CHARACTERS:,} characters")
+    if len(text) > most:
+        raise RequestError(f"{what} is longer than {most:,} characters")
     return text
