@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 
@@ -47,6 +48,7 @@ def run(settings: Settings) -> int:
 async def _start(listener: Listener, settings: Settings, address: str) -> None:
     """Load the models one after the other, unless requests are to do so, and then take requests."""
     state = listener.state
+    gc.freeze()  # all that was imported stays: collections need not look at it ever again
     for given in model_names(settings):
         state.models.add(configured(given, settings))
     try:
