@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import Protocol
 
@@ -56,7 +57,7 @@ class LRU:
         return self._order.popitem(last=False)[0]
 
 
-class _Ranked:
+class _Ranked(ABC):
     """The block of the lowest rank, by a heap whose outdated entries are skipped."""
 
     def __init__(self) -> None:
@@ -67,8 +68,9 @@ class _Ranked:
     def __len__(self) -> int:
         return len(self._ranks)
 
+    @abstractmethod
     def _rank(self, block: int) -> tuple[int, int]:
-        raise NotImplementedError
+        """What is compared: the block of the lowest leaves first."""
 
     def _tick(self) -> int:
         self._ticks += 1
