@@ -26,6 +26,7 @@ class Llama3(ToolFormat):
     name = "llama3"
     opening = ("<|python_tag|>",)
     closing = ("<|eom_id|>",)
+    bare = "{"
     separator = "; "
 
     def start(self, reply: Reply, functions: Functions) -> Steps[None]:
@@ -60,6 +61,7 @@ class PlainJSON(ToolFormat):
 
     name = "json"
     opening = ("\n{", "\n[", *FENCES)
+    bare = "{["
     separator = "\n"
 
     def start(self, reply: Reply, functions: Functions) -> Steps[None]:

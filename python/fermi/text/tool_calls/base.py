@@ -60,6 +60,7 @@ class ToolFormat(ABC):
         opening: texts that begin calls; closing: texts that end them.
         inner: further texts that may be special tokens.
         opened: the one that a grammar writes, "" where it begins with the calls themselves.
+        bare: what calls begin with that nothing opens: other text must not.
         separator: what a grammar writes between calls that are opened one by one, None where they stand in a list.
     """
 
@@ -68,6 +69,7 @@ class ToolFormat(ABC):
     closing: ClassVar[tuple[str, ...]] = ()
     inner: ClassVar[tuple[str, ...]] = ()
     opened: ClassVar[str] = ""
+    bare: ClassVar[str] = ""
     separator: ClassVar[str | None] = None
 
     def __init__(self, special: Mapping[str, int] | None = None) -> None:
@@ -136,7 +138,7 @@ class ToolFormat(ABC):
         if required or answer:
             return f"start: {calls}{' | answer' if answer and not required else ''}\n{grammar}{answer}"
         if not self.opened:
-            start = f"{calls} | {grammar.other_text()}"
+            start = f"{calls} | {grammar.text_without(self.bare)}"
         elif self.opened in grammar.tokens:
             text = grammar.text()
             start = f"{text} ({opening} {body} {text})*" if again else f"{text} ({opening} {body})?"

@@ -41,7 +41,7 @@ class Grammar:
 
     def literal(self, text: str) -> str:
         """A text as it is."""
-        parts = [part for part in self._split.split(text) if part]
+        parts = [part for part in self._split.split(text) if part] or [""]
         return " ".join(f"<[{self.tokens[part]}]>" if part in self.tokens else _quoted(part) for part in parts)
 
     def either(self, name: str, alternatives: Sequence[str]) -> str:
@@ -91,9 +91,9 @@ class Grammar:
         """Any text that ends where that text first stands."""
         return self.rule("until", f"/(.|\\n)*/ {_quoted(end)}", "[lazy]")
 
-    def other_text(self) -> str:
-        """Any text that does not begin as JSON or a list does."""
-        return self.rule("text", r"/([^{\[\s](.|\n)*)?/")
+    def text_without(self, beginnings: str) -> str:
+        """Any text that begins with none of these characters."""
+        return self.rule("text", rf"/([^\s{re.escape(beginnings)}](.|\n)*)?/")
 
     def text(self) -> str:
         """Any text."""

@@ -32,6 +32,7 @@ class Pythonic(ToolFormat):
     name = "pythonic"
     opening = ("<|python_start|>", "<|tool_call_start|>")
     closing = ("<|python_end|>", "<|tool_call_end|>")
+    bare = "["
     tail = "]"
 
     def start(self, reply: Reply, functions: Functions) -> Steps[None]:

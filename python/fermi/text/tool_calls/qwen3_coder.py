@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from fermi.errors import RequestError
 from fermi.text.tool_calls.base import ToolFormat
 from fermi.text.tool_calls.functions import Function, Functions
 from fermi.text.tool_calls.json_call import json_arguments, json_calls
@@ -102,18 +103,30 @@ def _grammar_of_call(grammar: Grammar, function: Function) -> str:
     """The call in a grammar: its parameters in the order of the schema."""
 
     def parameter(name: str) -> str:
-        schema = function.properties[name]
-        choices = schema.get("enum") if isinstance(schema, dict) else None
         head = grammar.literal(f"<parameter={name}>\n")
         end = "\n</parameter>\n"
         if function.types(name) != {"string"}:
             value = f"{grammar.parameter(function, name)} {grammar.literal(end)}"
-        elif choices:
-            value = f"({' | '.join(grammar.literal(each) for each in choices)}) {grammar.literal(end)}"
         else:
-            value = grammar.until(end)
+            value = _grammar_of_string(grammar, function, name, end)
         return grammar.rule("parameter", f"{head} {value}")
 
     head = grammar.literal(f"<function={function.name}>\n")
     tail = grammar.literal("</function>\n</tool_call>")
     return f"{head} {grammar.members(function, parameter, '')} {tail}"
+
+
+def _grammar_of_string(grammar: Grammar, function: Function, name: str, end: str) -> str:
+    """Plain text up to the closing tag. RequestError for what a strict schema asks of it and no grammar can bound."""
+    schema = function.properties[name]
+    choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if choices:
+        return f"({' | '.join(grammar.literal(each) for each in choices)}) {grammar.literal(end)}"
+    for keyword in ("pattern", "format", "$ref", "anyOf", "oneOf", "allOf") if function.strict else ():
+        if keyword in schema:
+            raise RequestError(f"{keyword!r} of {name!r} cannot be enforced, for this model writes plain text there")
+    shortest, longest = schema.get("minLength", 0), schema.get("maxLength", "")
+    if function.strict and (shortest or longest != ""):
+        text = grammar.rule("bounded", f"/(.|\\n){{{shortest},{longest}}}/")
+        return f"{text} {grammar.literal(end)}"
+    return grammar.until(end)
