@@ -16,7 +16,7 @@ FINAL: tuple[State, ...] = ("completed", "incomplete", "failed", "cancelled")
 
 
 def new_document(response_id: str, body: ResponseBody, run: ChatRun, *, stored: bool) -> dict[str, Any]:
-    """The response as it begins: of the request, and of the model that answers it."""
+    """The response as it begins: of the request, and of the model that answers it; without ``usage``."""
     document: dict[str, Any] = {
         "id": response_id,
         "object": "response",
@@ -46,7 +46,6 @@ def new_document(response_id: str, body: ResponseBody, run: ChatRun, *, stored: 
         "top_logprobs": body.top_logprobs or 0,
         "top_p": run.params.top_p,
         "truncation": body.truncation or "disabled",
-        "usage": None,
     }
     if body.user is not None:
         document["user"] = body.user
