@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel
 
+from fermi.config import load_settings
 from fermi.defaults import Defaults
+from fermi.server.loading import load_served
 from fermi.server.served import ServedModel
-from server.responses_oracle import check_response
-from server.running import Running, Serve
+from server.responses_oracle import check_response, events_of, rebuilt
+from server.running import Running, Serve, serving
 from server.toy import service_of, settings_with, toy_model
 
 PATH = "/v1/responses"
@@ -449,3 +454,68 @@ class TestRefused:
         server = serve(toy_model(), settings=settings_with(default_system_prompt="Be kind."))
         items = [{"role": "user", "content": "A"}, {"role": "user", "content": [{"type": "input_audio"}]}]
         assert refused(server, instructions="Be brief.", input=items)["param"] == "input.1.content.0.type"
+
+
+class Answer(BaseModel):
+    """What the demo model shall fill in."""
+
+    word: Literal["yes", "no"]
+    number: int
+
+
+class TestDemoModel:
+    """The embedded model behind the real engine."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls) -> Iterator[Running]:
+        flags = {"model.id": "demo", "engine.threads": 1, "cache.kv_cache_memory": "16MiB"}
+        settings = load_settings(flags, environ={}, folder=Path("/nonexistent"))
+        with serving(load_served("demo", settings)) as running:
+            yield running
+
+    def test_follow_up(self, server: Running) -> None:
+        client = server.openai()
+        first = client.responses.create(model="demo", input="What is 3 + 4?", temperature=0)
+        assert "7" in first.output_text
+        second = client.responses.create(
+            model="demo", input="What is 5 + 4?", temperature=0, previous_response_id=first.id
+        )
+        assert second.usage is not None
+        assert second.usage.input_tokens_details.cached_tokens > 0  # the conversation so far
+
+    def test_parse(self, server: Running) -> None:
+        client = server.openai()
+        parsed = client.responses.parse(model="demo", input="What is 3 + 4?", text_format=Answer)
+        assert isinstance(parsed.output_parsed, Answer)
+        assert parsed.text is not None
+        assert parsed.text.format is not None
+        assert parsed.text.format.type == "json_schema"
+        with client.responses.stream(model="demo", input="What is 3 + 4?", text_format=Answer) as stream:
+            assert isinstance(stream.get_final_response().output_parsed, Answer)
+
+    async def test_parse_async(self, server: Running) -> None:
+        async with server.async_openai() as client:
+            parsed = await client.responses.parse(model="demo", input="What is 3 + 4?", text_format=Answer)
+            assert isinstance(parsed.output_parsed, Answer)
+
+    def test_json_object(self, server: Running) -> None:
+        response = ask(server, input="What is 3 + 4?", text={"format": {"type": "json_object"}}, max_output_tokens=200)
+        if response["status"] == "completed":
+            assert isinstance(json.loads(response["output"][0]["content"][0]["text"]), dict)
+
+    def test_choice(self, server: Running) -> None:
+        response = ask(server, guided_choice=["yes", "no"])
+        assert response["output"][0]["content"][0]["text"] in ("yes", "no")
+
+    def test_schema_that_cannot_be_compiled(self, server: Running) -> None:
+        wanted = {"type": "json_schema", "name": "x", "schema": {"type": "nonsense"}}
+        error = refused(server, text={"format": wanted})
+        assert error["param"].startswith("text.format")
+        assert "response_format" not in error["message"]
+
+    def test_events(self, server: Running) -> None:
+        with server.http() as http:
+            reply = http.post(PATH, json={"input": "What is 3 + 4?", "stream": True, "temperature": 0})
+        events = events_of(reply)
+        assert rebuilt(events) == events[-1]["response"]["output"]

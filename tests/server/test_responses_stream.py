@@ -8,13 +8,20 @@ import threading
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types.responses import Response
 
 from fermi.engine.event import Event
 from fermi.errors import DeadlineError, EngineError
-from server.responses_oracle import check_response, events_of, rebuilt
+from fermi.server.chat_run import ChatNews
+from fermi.server.chat_text import CallDelta, ChatDelta
+from fermi.server.errors import failure_of
+from fermi.server.generation import Usage
+from fermi.server.responses.events import Growing
+from server.responses_oracle import check_event, check_response, events_of, rebuilt
 from server.running import Running, Serve
-from server.toy import ScriptedStream, service_of, settings_with, toy_model
+from server.toy import ScriptedStream, byte_tokenizer, service_of, settings_with, toy_model
 
 CALCULATOR = {"type": "function", "name": "calculator", "parameters": {"type": "object"}}
 CALL = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "2 * 3"}}\n</tool_call>'
@@ -227,6 +234,59 @@ def test_a_client_that_leaves_ends_the_work(serve: Serve) -> None:
     assert left.wait(10)
     with server.http() as http:
         assert http.get(f"{PATH}/{created['id']}").status_code == 404
+
+
+SAID = st.one_of(
+    st.builds(lambda text: ("reasoning", text), st.text("ab", min_size=1, max_size=3)),
+    st.builds(lambda text: ("content", text), st.text("cd é🎉", min_size=1, max_size=3)),
+    st.just(("call", "")),
+    st.builds(lambda text: ("arguments", text), st.text('{"}', min_size=1, max_size=3)),
+    st.just(("nothing", "")),
+)
+
+
+def news_of(said: list[tuple[str, str]], reason: str) -> list[ChatNews]:
+    """What a chat might tell; arguments without a call before them are left out."""
+    news, calls = [], 0
+    for kind, text in said:
+        delta = ChatDelta()
+        if kind == "call":
+            delta = ChatDelta(calls=(CallDelta(calls, f"call_{calls}", "f"),))
+            calls += 1
+        elif kind == "arguments":
+            delta = ChatDelta(calls=(CallDelta(calls - 1, arguments=text),)) if calls else delta
+        elif kind != "nothing":
+            delta = ChatDelta(**{kind: text})
+        news.append(ChatNews(0, delta, []))
+    return [*news, ChatNews(0, ChatDelta(), [], reason)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(SAID, max_size=12), st.sampled_from(["stop", "length", "tool_calls", "failure"]))
+def test_any_news_makes_events_that_fit_together(said: list[tuple[str, str]], reason: str) -> None:
+    document = {"id": "resp_1", "object": "response", "created_at": 1, "status": "in_progress", "model": "toy"}
+    document |= {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "metadata": {}}
+    growing = Growing(document, Usage(), byte_tokenizer(None), top_logprobs=None)
+    events = [growing.told("response.created"), growing.told("response.in_progress")]
+    for news in news_of(said, reason):
+        events += growing.push(news)
+    end = growing.fail(failure_of(EngineError("Over."))) if reason == "failure" else growing.finish(reason)
+    events += end
+    for event in events:
+        check_event(event)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    output = events[-1]["response"]["output"]
+    assert rebuilt(events) == output
+    assert events[-1]["response"] == growing.response()
+    parts = [part for item in output if item["type"] != "function_call" for part in item["content"]]
+    for kind, told in (("reasoning", "reasoning_text"), ("content", "output_text")):
+        assert "".join(part["text"] for part in parts if part["type"] == told) == "".join(
+            text for each, text in said if each == kind
+        )
+    called = [item for item in output if item["type"] == "function_call"]
+    began = next((at for at, (kind, _) in enumerate(said) if kind == "call"), len(said))
+    asked = "".join(text for kind, text in said[began:] if kind == "arguments")
+    assert "".join(item["arguments"] for item in called) == asked
 
 
 class TestClients:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
-import uuid
+import os
+import random
 import zlib
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag
@@ -20,6 +22,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 SYSTEM = ("system", "developer")
 SEAL = "fermi-1."
+_SECRET = os.urandom(32)
 LONGEST_SEALED = 2**24  # characters of reasoning that one item may unfold to
 
 
@@ -163,8 +166,12 @@ def refuse_unsupported_items(items: Sequence[InputItem]) -> None:
 
 
 def new_id(prefix: str) -> str:
-    """An id that nobody has: ``prefix`` is resp, msg, fc, fco or rs."""
-    return f"{prefix}_{uuid.uuid4().hex}"
+    """An id that no other has, and that cannot be guessed: who knows it may see what it names.
+
+    ``prefix`` is resp, msg, fc, fco or rs. The kernel is not asked for each: see `fermi.server.ids`.
+    """
+    seed = random.getrandbits(128).to_bytes(16, "little")
+    return f"{prefix}_{blake2b(seed, digest_size=16, key=_SECRET).hexdigest()}"
 
 
 def complete(item: InputItem, where: str) -> Item:

@@ -88,7 +88,10 @@ class Reply:
     async def save(self) -> None:
         """Keep it, unless the client has left before its end."""
         if self.store is not None and self.growing.status != "cancelled":
-            await self.store.save(self.record(), self.body.previous_response_id)
+            try:
+                await self.store.save(self.record(), self.body.previous_response_id)
+            except Exception as error:  # the client has its answer all the same
+                logger().error("response cannot be kept", error=repr(error))
 
     def record(self) -> Record:
         """What is kept of it as it stands."""
