@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -64,6 +65,8 @@ class Paced:
         return Scheduler(BlockPool(BLOCKS, BLOCK_SIZE, LRU()), limits), self
 
     def run(self, plan: Plan) -> StepOutput:
+        if not plan.work:
+            return StepOutput()
         if not self.free:
             self.permits.acquire()
         self.steps += 1
@@ -98,3 +101,13 @@ class Paced:
         """No request runs or waits, and no block is held."""
         stats = self.service.stats
         return not (stats.running or stats.waiting or stats.blocks.used or self.service.open_requests)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait for what comes by itself, and soon."""
+    pause = threading.Event()
+    for _ in range(60_000):
+        if condition():
+            return
+        pause.wait(0.001)
+    raise AssertionError("it has not come within a minute")

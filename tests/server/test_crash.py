@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import httpx
 import pytest
 
 from engine.toy_encoder import ToyEncoder
-from server.live import Crash, Paced
+from server.live import Crash, Paced, wait_for
 from server.running import Running, Serve
 from server.toy import toy_embedder
 
@@ -29,13 +28,6 @@ def paced(**options: int) -> Iterator[Paced]:
         yield model
     finally:
         model.let_go()
-
-
-def wait_for(condition: object) -> None:
-    """Wait until it holds: for what ends by itself within a step."""
-    pause = threading.Event()
-    while not condition():  # type: ignore[operator]
-        pause.wait(0.001)
 
 
 def ready(http: httpx.Client) -> tuple[int, str]:
