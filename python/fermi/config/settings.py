@@ -215,6 +215,33 @@ class OpenAISettings(FrontDoor):
     supports_thinking: bool | None = setting(
         None, "Whether the model can think; by default read from its chat template.", env="FERMI_SUPPORTS_THINKING"
     )
+    tool_parser: Literal[
+        "auto",
+        "hermes",
+        "qwen3_coder",
+        "llama3",
+        "pythonic",
+        "lfm2",
+        "mistral",
+        "mistral_args",
+        "phi4",
+        "functools",
+        "deepseek",
+        "deepseek_v31",
+        "granite",
+        "nemotron",
+        "cohere",
+        "json",
+    ] = setting(
+        "auto", "Format of tool calls in replies; auto is what the chat template shows.", env="FERMI_TOOL_PARSER"
+    )
+    reasoning_parser: Literal[
+        "auto", "seed", "cohere", "mistral", "granite", "think", "thinking", "thought", "reasoning", "none"
+    ] = setting(
+        "auto",
+        "What stands around the thoughts in replies; auto is what the chat template shows, none tells nothing apart.",
+        env="FERMI_REASONING_PARSER",
+    )
     api_keys: Words = setting(
         (),
         "Keys, one of which every request must carry; none opens the server.",

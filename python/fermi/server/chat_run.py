@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fermi.engine.event import TokenLogprobs
 from fermi.errors import RequestError
 from fermi.sampling_params import SamplingParams
-from fermi.server.chat_text import CallDelta, ChatDelta, ChatText
+from fermi.server.chat_text import ChatDelta, ChatText
 from fermi.server.generation import Generation, Piece, Usage
 from fermi.server.prompts import Prompt, engine_request, off_loop, room, sampling_params, template_variables
 from fermi.server.schema.chat import ChatBody
@@ -17,6 +17,7 @@ from fermi.server.served import ServedModel
 from fermi.server.state import ServerState
 from fermi.server.structured import reply_bounds, wanted_structure
 from fermi.server.thinking import ThinkingPlan
+from fermi.server.tools import ToolPlan
 from fermi.text.messages import normalise_messages
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -29,12 +30,14 @@ class ChatNews:
     Attributes:
         logprobs: of the tokens that the news came with, where they were asked for.
         finish_reason: stop, length or tool_calls with the last news of the choice.
+        stopped_by: the stop string that ended it.
     """
 
     index: int
     delta: ChatDelta
     logprobs: list[TokenLogprobs]
     finish_reason: str | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(slots=True)
@@ -107,14 +110,12 @@ class ChatRun:
         delta = text.push(piece)
         self.usage.reasoning_tokens += text.reasoning_tokens - before
         reason = piece.finish_reason
-        if self.body.parallel_tool_calls is False and text.calls:
-            delta.calls, delta.content = _first_of(delta.calls), ""
-            if reason is None and text.completed:
-                self.generation.end(piece.index)
-                reason = "stop"
+        if text.over and reason is None:
+            self.generation.end(piece.index)
+            reason = "stop"
         if reason == "stop" and text.calls:
             reason = "tool_calls"
-        return ChatNews(piece.index, delta, piece.logprobs, reason)
+        return ChatNews(piece.index, delta, piece.logprobs, reason, piece.stopped_by)
 
 
 class ReadChat(NamedTuple):
@@ -122,7 +123,7 @@ class ReadChat(NamedTuple):
 
     served: ServedModel
     plan: ThinkingPlan
-    tools: list[dict[str, Any]]
+    tools: ToolPlan
     prompt: Prompt
 
 
@@ -131,9 +132,9 @@ async def read_chat(body: ChatBody, state: ServerState, path: str) -> ReadChat:
     served = await state.serving(body.model, ServedModel, path, body.timeout)
     check_honourable(body)
     plan = ThinkingPlan.of(body, served, state.settings.openai)
-    tools = wanted_tools(body)
+    tools = ToolPlan.of(body)
     messages = conversation(body, state.settings.openai.default_system_prompt)
-    return ReadChat(served, plan, tools, await rendered(body, served, plan, messages, tools))
+    return ReadChat(served, plan, tools, await rendered(body, served, plan, messages, tools.shown))
 
 
 async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
@@ -145,10 +146,16 @@ async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, served, max_tokens=limit, logprobs=logprobs)
     thoughts = plan.thoughts(prompt.text or "", continues=bool(body.continue_final_message))
-    bounds = await reply_bounds(served, wanted_structure(body), thoughts, plan.budget(limit))
+    structure = await tools.structure(served, wanted_structure(body))
+    bounds = await reply_bounds(served, structure, thoughts, plan.budget(limit))
     submitted = engine_request(served, body, prompt, params, state.settings.openai.timeout_ms, bounds)
-    generation = Generation(served, [submitted], params, continues=bool(body.continue_final_message))
-    texts = [ChatText(plan, prompt.text or "", bool(tools)) for _ in generation.choices]
+    special = served.replies.special if params.skip_special_tokens else {}
+    continues = bool(body.continue_final_message)
+    generation = Generation(served, [submitted], params, continues=continues, kept=special.values())
+    texts = [
+        ChatText(plan, prompt.text or "", tools.parser(served), not tools.parallel, tuple(special))
+        for _ in generation.choices
+    ]
     return ChatRun(body, served, params, plan, generation, texts)
 
 
@@ -180,22 +187,8 @@ async def rendered(
 
 def check_honourable(body: ChatBody) -> None:
     """RequestError naming the first field that asks for what is not there yet."""
-    if body.tool_choice not in (None, "none", "auto"):
-        raise _unsupported("tool_choice", "only 'auto' and 'none' are supported")
-    if body.tool_choice == "auto" and not body.tools:
-        raise RequestError("tool_choice needs tools", param="tool_choice")
-    for at, tool in enumerate(body.tools or ()):
-        if (tool.function.model_extra or {}).get("strict"):
-            raise _unsupported(f"tools.{at}.function.strict", "schemas of tools are not enforced")
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-
-
-def wanted_tools(body: ChatBody) -> list[dict[str, Any]]:
-    """The tools that the model is offered, as the template wants them."""
-    if body.tool_choice == "none":
-        return []
-    return [tool.model_dump(exclude_unset=True) for tool in body.tools or ()]
 
 
 def conversation(body: ChatBody, system_prompt: str | None) -> list[dict[str, Any]]:
@@ -210,11 +203,3 @@ def conversation(body: ChatBody, system_prompt: str | None) -> list[dict[str, An
     if system_prompt and not any(message["role"] == "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system_prompt})
     return messages
-
-
-def _first_of(calls: tuple[CallDelta, ...]) -> tuple[CallDelta, ...]:
-    return tuple(call for call in calls if call.index == 0)
-
-
-def _unsupported(param: str, why: str) -> RequestError:
-    return RequestError(f"{param}: {why} by this server", param=param, code="unsupported_parameter")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ class Piece:
 
     Attributes:
         texts: what became certain with each token and, when the choice has ended, without one.
+        stopped_by: the stop string that ended the choice.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Piece:
     logprobs: list[TokenLogprobs]
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    stopped_by: str | None = None
 
     @property
     def text(self) -> str:
@@ -94,8 +96,12 @@ class Usage:
 class Choice:
     """The text of one sequence, until the model, a stop string or a limit ends it."""
 
-    def __init__(self, index: int, served: ServedModel, params: SamplingParams, *, continues: bool) -> None:
-        """``continues``: the text goes on from the prompt's, so a space at its beginning stays."""
+    def __init__(
+        self, index: int, served: ServedModel, params: SamplingParams, *, continues: bool, kept: Collection[int] = ()
+    ) -> None:
+        """``continues``: the text goes on from the prompt's, so a space at its beginning stays. ``kept``: special
+        tokens that stay in the text where the others do not.
+        """
         self.index = index
         self.finished = False
         self.last_token = 0.0  # when it came, on the monotonic clock
@@ -106,6 +112,7 @@ class Choice:
             include_stop=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
             continues=continues,
+            kept=kept,
         )
         self._include_stop = params.include_stop_str_in_output
 
@@ -130,7 +137,15 @@ class Choice:
         if self._text.stopped_by is not None:
             finish_reason = "stop"
         self.finished = finish_reason is not None
-        return Piece(self.index, texts, tokens, logprobs[:tokens], finish_reason, event.prompt_logprobs)
+        return Piece(
+            self.index,
+            texts,
+            tokens,
+            logprobs[:tokens],
+            finish_reason,
+            event.prompt_logprobs,
+            self._text.stopped_by,
+        )
 
 
 class Generation:
@@ -140,9 +155,15 @@ class Generation:
     """
 
     def __init__(
-        self, served: ServedModel, requests: Sequence[Request], params: SamplingParams, *, continues: bool = False
+        self,
+        served: ServedModel,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        *,
+        continues: bool = False,
+        kept: Collection[int] = (),
     ) -> None:
-        """Submit every request, or none.
+        """Submit every request, or none. ``continues``, ``kept``: as for `Choice`.
 
         Raises:
             RequestError: one of them can never run.
@@ -159,6 +180,7 @@ class Generation:
                 served,
                 params,
                 continues=continues and served.tokenizer.holds_text(requests[index // params.n].prompt_token_ids),
+                kept=kept,
             )
             for index in range(len(requests) * params.n)
         ]

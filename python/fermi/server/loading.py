@@ -52,7 +52,13 @@ def _serve_generator(name: str, aliases: frozenset[str], loaded: LoadedModel, se
         thinks=can_think(template) if wished is None else wished,
         memory=loaded.memory,
         facts=_facts(name, loaded, settings),
+        tool_parser=_named(settings.openai.tool_parser),
+        reasoning_parser=_named(settings.openai.reasoning_parser),
     )
+
+
+def _named(parser: str) -> str | None:
+    return None if parser == "auto" else parser
 
 
 def _service(loaded: LoadedModel, settings: Settings) -> Service | Pool:

@@ -18,7 +18,8 @@ from fermi.engine.scheduler import SchedulerStats
 from fermi.engine.sequence import Request
 from fermi.text.chat import ChatTemplate
 from fermi.text.grammar import GrammarCompiler
-from fermi.text.reasoning import ReasoningSplitter
+from fermi.text.reasoning import ReasoningSplitter, reasoning_markers
+from fermi.text.reply_format import ReplyFormat
 from fermi.text.sentences import Sentences
 from fermi.text.tokenizer import Tokenizer
 
@@ -116,6 +117,8 @@ class ServedModel(Served):
 
     Attributes:
         grammars: compiles what bounds replies.
+        tool_parser, reasoning_parser: the formats of calls and thoughts by name; None takes what the template shows.
+        replies: how its replies are told apart.
         thinks: the model can think before it answers.
     """
 
@@ -124,6 +127,16 @@ class ServedModel(Served):
     service: GeneratingService
     defaults: Defaults
     thinks: bool = False
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    replies: ReplyFormat = field(init=False)
+
+    def __post_init__(self) -> None:
+        """ConfigError for a parser that does not exist."""
+        replies = ReplyFormat.of(
+            self.template, self.tokenizer, tool_parser=self.tool_parser, reasoning_parser=self.reasoning_parser
+        )
+        object.__setattr__(self, "replies", replies)
 
     @property
     def kind(self) -> str:
@@ -154,14 +167,18 @@ class ServedEmbedder(Served):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        return ("/v1/rerank", "/v1/score") if self.scores_pairs else ("/v1/embeddings", "/v1/rerank", "/v1/score")
+        if self.scores_pairs:
+            return ("/v1/rerank", "/v1/score")
+        return ("/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/similarity")
 
 
 def can_think(template: ChatTemplate) -> bool:
     """Whether a template reacts to enable_thinking, or opens a thinking block by itself."""
     if template.supports_thinking:
         return True
+    markers = reasoning_markers(template.source)
     try:
-        return ReasoningSplitter.opened_by(template.render([{"role": "user", "content": "?"}]))
+        prompt = template.render([{"role": "user", "content": "?"}])
+        return markers is not None and ReasoningSplitter.opened_by(prompt, markers.opening)
     except ValueError:  # it refuses even this conversation
         return False

@@ -10,7 +10,7 @@ from fermi.errors import RequestError
 from fermi.server.schema.chat import ChatBody
 from fermi.server.served import ServedModel
 from fermi.text.grammar import Thoughts
-from fermi.text.reasoning import ReasoningSplitter
+from fermi.text.reasoning import ReasoningMarkers, ReasoningSplitter
 
 Place = Literal["apart", "in_content", "dropped"]
 
@@ -35,12 +35,14 @@ class ThinkingPlan:
     Attributes:
         on: the model may think.
         place: where its thoughts go: fields of their own, the content with their tags, or nowhere.
+        markers: what stands around them; None tells nothing apart.
         tokens: that its thoughts may take at most.
         share: of the reply's tokens that they may take at most, where ``tokens`` does not say.
     """
 
     on: bool
     place: Place
+    markers: ReasoningMarkers | None = None
     tokens: int | None = None
     share: float | None = None
 
@@ -50,13 +52,14 @@ class ThinkingPlan:
 
         RequestError if the request insists on thinking and the model cannot.
         """
+        markers = served.replies.thoughts
         if settings.disable_think:
-            return cls(False, "dropped")
+            return cls(False, "dropped", markers)
         if body.thinking == "on" and not served.thinks:
             raise RequestError("thinking: this model does not support thinking", param="thinking")
         on = served.thinks and _wish(body, settings.default_thinking) != "off"
         if not on:
-            return cls(False, "dropped")
+            return cls(False, "dropped", markers)
         tokens = None if body.thinking_budget == -1 else body.thinking_budget
         share = None
         if body.thinking_budget is None and "reasoning_effort" not in served.template.source:
@@ -64,7 +67,7 @@ class ThinkingPlan:
         place: Place = "in_content" if body.thinking == "on" else "apart"
         if body.reasoning_format is not None:
             place = _PLACES[body.reasoning_format]
-        return cls(True, place, tokens, share)
+        return cls(True, place, markers, tokens, share)
 
     def template_variables(self, body: ChatBody) -> dict[str, Any]:
         """What the chat template is told."""
@@ -80,8 +83,10 @@ class ThinkingPlan:
 
         ``continues``: it goes on from the last message.
         """
-        opened = ReasoningSplitter.opened_by(prompt)
-        return Thoughts(opened) if opened or (self.on and not continues) else None
+        if self.markers is None:
+            return None
+        opened = ReasoningSplitter.opened_by(prompt, self.markers.opening)
+        return Thoughts(opened, *self.markers) if opened or (self.on and not continues) else None
 
     def budget(self, max_tokens: int) -> int | None:
         """Tokens that the thoughts may take of a reply of so many; None where they may take all."""
@@ -91,8 +96,8 @@ class ThinkingPlan:
 
     def close(self, prompt: str) -> str:
         """The rendered prompt, with the block closed that a template opened although thinking is off."""
-        if not self.on and ReasoningSplitter.opened_by(prompt):
-            return prompt.rstrip() + "\n\n</think>\n\n"
+        if not self.on and self.markers is not None and ReasoningSplitter.opened_by(prompt, self.markers.opening):
+            return f"{prompt.rstrip()}\n\n{self.markers.closing}\n\n"
         return prompt
 
 

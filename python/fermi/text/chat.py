@@ -68,6 +68,11 @@ class ChatTemplate:
         """The default template as the model brings it."""
         return self._sources.get("default", "")
 
+    @property
+    def tool_source(self) -> str:
+        """The template of conversations with tools."""
+        return self._sources.get("tool_use", self.source)
+
     @classmethod
     def plain(cls, **special_tokens: str | None) -> ChatTemplate:
         """The format for models without a template: ``role: content`` line by line."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fermi.text.tokenizer import Tokenizer
 
@@ -16,15 +16,27 @@ class Detokenizer:
     character whose bytes are spread over tokens comes with its last one. Each token costs the same time.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continues: bool = False) -> None:
-        """``continues``: the text goes on from a prompt, so the space before its first word stays."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        kept: Collection[int] = (),
+        continues: bool = False,
+    ) -> None:
+        """``kept``: special tokens that are not skipped. ``continues``: the text goes on from a prompt, so the space
+        before its first word stays.
+        """
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
+        self._skip_special_tokens = skip_special_tokens and not kept
+        self._skipped = tokenizer.special_token_ids.difference(kept) if skip_special_tokens and kept else None
         self._decoder = tokenizer.stream_decoder(continues)
         self._undecoded: list[int] = []
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that is certain now, given these tokens more. It may be empty."""
+        if self._skipped is not None:
+            token_ids = [token_id for token_id in token_ids if token_id not in self._skipped]
         if self._decoder is None:
             self._undecoded += token_ids
             return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fermi.text.detokenizer import Detokenizer
 from fermi.text.stop import StopStrings
@@ -24,12 +24,15 @@ class TextStream:
         stops: Sequence[str] = (),
         *,
         skip_special_tokens: bool = True,
+        kept: Collection[int] = (),
         include_stop: bool = False,
         min_tokens: int = 0,
         continues: bool = False,
     ) -> None:
-        """``min_tokens``: no stop begins in the text of the first so many tokens; ``continues``: as in Detokenizer."""
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens, continues=continues)
+        """``min_tokens``: no stop begins in the text of the first so many tokens; the others are as in Detokenizer."""
+        self._detokenizer = Detokenizer(
+            tokenizer, skip_special_tokens=skip_special_tokens, kept=kept, continues=continues
+        )
         self._stops = StopStrings(stops, include=include_stop) if stops else None
         self._free_tokens = min_tokens if stops else 0
         self._sent: list[str] = []

@@ -1,20 +1,54 @@
-"""What a thinking model says in ``<think>…</think>`` before its answer, told from the answer while both stream."""
+"""What a thinking model says before its answer, told from the answer by its markers while both stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from fermi.errors import ConfigError
 from fermi.text.suffix import held_back
 
-__all__ = ["ReasoningDelta", "ReasoningSplitter"]
+__all__ = ["REASONING", "ReasoningDelta", "ReasoningMarkers", "ReasoningSplitter", "reasoning_markers"]
+
+
+class ReasoningMarkers(NamedTuple):
+    """What a model writes around its thoughts."""
+
+    opening: str
+    closing: str
+
+
+#: By the name that the setting ``reasoning_parser`` has for them; None tells nothing apart. Of those that a template
+#: writes the first is taken.
+REASONING: Mapping[str, ReasoningMarkers | None] = {
+    "seed": ReasoningMarkers("<seed:think>", "</seed:think>"),
+    "cohere": ReasoningMarkers("<|START_THINKING|>", "<|END_THINKING|>"),
+    "mistral": ReasoningMarkers("[THINK]", "[/THINK]"),
+    "granite": ReasoningMarkers("Here is my thought process:", "Here is my response:"),
+    "think": ReasoningMarkers("<think>", "</think>"),
+    "thinking": ReasoningMarkers("<thinking>", "</thinking>"),
+    "thought": ReasoningMarkers("<thought>", "</thought>"),
+    "reasoning": ReasoningMarkers("<reasoning>", "</reasoning>"),
+    "none": None,
+}
+
+
+def reasoning_markers(template: str, override: str | None = None) -> ReasoningMarkers | None:
+    """The markers that a chat template's text shows, else ``<think>``; or those named. ConfigError for no name."""
+    if override is not None:
+        if override not in REASONING:
+            raise ConfigError(f"there is no reasoning parser {override!r}, only {', '.join(REASONING)}")
+        return REASONING[override]
+    shown = (each for each in REASONING.values() if each is not None and each.opening in template)
+    return next(shown, REASONING["think"])
 
 
 class ReasoningDelta(NamedTuple):
-    """A bit of each; either may be empty."""
+    """A bit of each; any may be empty. ``raw``: what belongs to the block, its markers and line breaks too."""
 
     reasoning: str
     content: str
+    raw: str = ""
 
 
 class ReasoningSplitter:
@@ -34,7 +68,14 @@ class ReasoningSplitter:
         self._opening = opening
         self._closing = closing
         self._step: Callable[[str, bool], ReasoningDelta] = self._before
-        self._held = ""
+        self._held = ""  # the end of the text, not told apart yet
+
+    @classmethod
+    def after(cls, prompt: str, markers: ReasoningMarkers) -> ReasoningSplitter:
+        """For the reply to a rendered prompt."""
+        return cls(
+            starts_inside=cls.opened_by(prompt, markers.opening), opening=markers.opening, closing=markers.closing
+        )
 
     @staticmethod
     def opened_by(prompt: str, opening: str = "<think>") -> bool:
@@ -43,11 +84,17 @@ class ReasoningSplitter:
 
     def push(self, text: str) -> ReasoningDelta:
         """What is certain now, given this text more."""
-        return self._step(self._held + text, False)
+        return self._told_apart(text, last=False)
 
     def finish(self) -> ReasoningDelta:
         """The rest, when the reply has ended."""
-        return self._step(self._held, True)
+        return self._told_apart("", last=True)
+
+    def _told_apart(self, text: str, *, last: bool) -> ReasoningDelta:
+        text = self._held + text
+        reasoning, content, _ = self._step(text, last)
+        held = 0 if last else len(self._held)
+        return ReasoningDelta(reasoning, content, text[: len(text) - held - len(content)])
 
     def _before(self, text: str, last: bool) -> ReasoningDelta:
         """At the beginning: nothing but space, or a part of the opening tag, has come."""

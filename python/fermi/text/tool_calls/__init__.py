@@ -2,6 +2,7 @@
 
 from fermi.text.tool_calls.base import ToolCallParser, ToolFormat
 from fermi.text.tool_calls.choice import FORMATS, tool_format
+from fermi.text.tool_calls.lark import answer_rules
 from fermi.text.tool_calls.reply import CallPiece, ToolCallDelta
 
-__all__ = ["FORMATS", "CallPiece", "ToolCallDelta", "ToolCallParser", "ToolFormat", "tool_format"]
+__all__ = ["FORMATS", "CallPiece", "ToolCallDelta", "ToolCallParser", "ToolFormat", "answer_rules", "tool_format"]

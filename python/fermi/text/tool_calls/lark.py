@@ -10,7 +10,7 @@ from typing import Any
 
 from fermi.text.tool_calls.functions import Function
 
-__all__ = ["Grammar"]
+__all__ = ["Grammar", "answer_rules"]
 
 # Between JSON's tokens: unbounded, it is what weak models get lost in.
 WHITE_SPACE = r"( |\n{1,2}[ \t]{0,40})?"
@@ -54,8 +54,7 @@ class Grammar:
 
     def json(self, schema: Mapping[str, Any], *, strict: bool) -> str:
         """A JSON value; where it need not be ``strict``, what llguidance cannot enforce of its schema is let be."""
-        options = {"whitespace_pattern": WHITE_SPACE, **({} if strict else {"lenient": True})}
-        return self.rule("json", f"%json {json.dumps({**schema, 'x-guidance': options})}")
+        return self.rule("json", _json(schema, strict=strict))
 
     def arguments(self, function: Function) -> str:
         """The arguments of a function as a JSON object."""
@@ -98,6 +97,16 @@ class Grammar:
     def text(self) -> str:
         """Any text."""
         return self.rule("text", "/(.|\\n)*/")
+
+
+def answer_rules(schema: Mapping[str, Any], *, strict: bool) -> str:
+    """The rule ``answer`` of `ToolFormat.lark` for JSON of a schema."""
+    return f"answer: {_json(schema, strict=strict)}\n"
+
+
+def _json(schema: Mapping[str, Any], *, strict: bool) -> str:
+    options = {"whitespace_pattern": WHITE_SPACE, **({} if strict else {"lenient": True})}
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
 
 def _quoted(text: str) -> str:
