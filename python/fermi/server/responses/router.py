@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from fermi.errors import RequestError
-from fermi.server.body import body_of, documented
+from fermi.server.body import DirectRoute, body_of, documented
 from fermi.server.errors import request_error_of
 from fermi.server.responses.items import InputItem, Item, ItemReference, Message, complete, new_id
 from fermi.server.responses.kept import Responses, no_response, responses_of
@@ -43,7 +43,6 @@ class ListQuery(Body):
     after: str | None = None
 
 
-@router.post(PATH, openapi_extra=documented(ResponseBody))
 async def create(body: Annotated[ResponseBody, Depends(body_of(ResponseBody))], request: Request) -> Response:
     """A model's response, whole, as events, or in the background."""
     state, responses, owner = state_of(request), responses_of(request), _owner(request)
@@ -64,15 +63,26 @@ async def create(body: Annotated[ResponseBody, Depends(body_of(ResponseBody))], 
     return _json(document)
 
 
-@router.post(f"{PATH}/input_tokens", openapi_extra=documented(ResponseBody))
-async def count(body: Annotated[ResponseBody, Depends(body_of(ResponseBody))], request: Request) -> dict[str, Any]:
+async def count(body: Annotated[ResponseBody, Depends(body_of(ResponseBody))], request: Request) -> Response:
     """How many tokens a request's prompt has; nothing is generated."""
     conversation = await _conversation(body, responses_of(request), _owner(request))
     tokens = await input_tokens(body, conversation, state_of(request))
-    return {"object": "response.input_tokens", "input_tokens": tokens}
+    return _json({"object": "response.input_tokens", "input_tokens": tokens})
 
 
-@router.get(f"{PATH}/{{response_id}}")
+for path, answer in ((PATH, create), (f"{PATH}/input_tokens", count)):
+    router.add_api_route(
+        path, answer, methods=["POST"], openapi_extra=documented(ResponseBody), route_class_override=DirectRoute
+    )
+
+
+def _documented_query(schema: type[Body]) -> dict[str, Any]:
+    """What stands behind the question mark, for the OpenAPI page."""
+    fields = schema.model_json_schema()["properties"]
+    return {"parameters": [{"name": name, "in": "query", "schema": field} for name, field in fields.items()]}
+
+
+@router.get(f"{PATH}/{{response_id}}", openapi_extra=_documented_query(GetQuery))
 async def get(response_id: str, request: Request) -> Response:
     """A response that is kept, or one that runs in the background; with ?stream=true the latter's events."""
     query, responses, owner = _query(GetQuery, request), responses_of(request), _owner(request)
@@ -106,7 +116,7 @@ async def cancel(response_id: str, request: Request) -> Response:
     return _json(await responses_of(request).cancel(_owner(request), response_id))
 
 
-@router.get(f"{PATH}/{{response_id}}/input_items")
+@router.get(f"{PATH}/{{response_id}}/input_items", openapi_extra=_documented_query(ListQuery))
 async def input_items(response_id: str, request: Request) -> Response:
     """What a response answered: the items of the conversation before it, and of its own input."""
     query, store = _query(ListQuery, request), responses_of(request).store
