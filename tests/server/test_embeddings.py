@@ -159,7 +159,7 @@ def test_each_model_answers_on_its_own_endpoints(server: Running) -> None:
     for path, body in (("/v1/chat/completions", {"messages": message}), ("/v1/completions", {"prompt": "Hi"})):
         error = refused(server, path, model="toy-embedder", **body)
         assert error["param"] == "model"
-        assert "is an embedding model: it answers on /v1/embeddings, /v1/rerank, /v1/score, not" in error["message"]
+        assert "is an embedding model: it answers on /v1/embeddings, /v1/rerank, /v1/score, /v1/similarity, not" in error["message"]
     assert refused(server, status=404, model="other", input="Hello")["code"] == "model_not_found"
 
 

@@ -10,9 +10,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from fermi.config import Settings
-from fermi.server import chat, completions, embeddings, health, models, observability, scoring, tokenize
+from fermi.server import chat, completions, embeddings, health, models, observability, scoring, similarity, tokenize
 from fermi.server.errors import add_handlers
 from fermi.server.keys import KeyRing, Keys
+from fermi.server.messages import router as messages
 from fermi.server.metrics import Metrics
 from fermi.server.middleware import BodyLimit, Requests
 from fermi.server.registry import Registry
@@ -27,8 +28,10 @@ ROUTERS = (
     chat.router,
     completions.router,
     responses.router,
+    messages.router,
     embeddings.router,
     scoring.router,
+    similarity.router,
     models.router,
     tokenize.router,
     health.router,

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from fermi.errors import (
     DeadlineError,
@@ -24,6 +25,16 @@ from fermi.errors import (
 )
 
 RETRY_WHILE_DOWN_S = 2.0
+#: By status, what Anthropic's API calls an error.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _TYPES = ("str", "int", "float", "bool", "dict")  # branches of unions, in pydantic's locations
 
 
@@ -71,9 +82,39 @@ class Failure(NamedTuple):
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
+    def body_for(self, path: str) -> dict[str, Any]:
+        """The envelope as clients of this path know it."""
+        if not speaks_anthropic(path):
+            return self.body
+        kind = _ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
     def response(self) -> Response:
         """The whole answer."""
-        return Response(to_json(self.body), self.status, dict(self.headers), "application/json")
+        return _Answer(self)
+
+    def event(self, path: str) -> bytes:
+        """The last event of a stream that began well."""
+        name = b"event: error\n" if speaks_anthropic(path) else b""
+        return name + b"data: " + to_json(self.body_for(path)) + b"\n\n"
+
+
+class _Answer(Response):
+    """A failure, in the envelope of the path that it is sent to."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(to_json(failure.body), failure.status, dict(failure.headers), "application/json")
+        self._failure = failure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = to_json(self._failure.body_for(scope["path"]))
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether the clients of a path are Anthropic's."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def failure_of(error: BaseException) -> Failure:

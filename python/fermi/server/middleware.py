@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fermi.server.errors import BodyTooLargeError, failure_of
+from fermi.server.errors import BodyTooLargeError, failure_of, speaks_anthropic
 from fermi.server.exchange import Exchange, current
 from fermi.server.ids import new_id
 from fermi.server.metrics import OTHER, Metrics
@@ -61,7 +61,9 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = ((b"x-request-id", request_id.encode()), (b"date", formatdate(usegmt=True).encode()))
+                own = [(b"x-request-id", request_id.encode()), (b"date", formatdate(usegmt=True).encode())]
+                if speaks_anthropic(scope["path"]):
+                    own.append((b"request-id", request_id.encode()))
                 message["headers"] = [*message.get("headers", ()), *own, *SECURITY]
             await send(message)
 

@@ -54,16 +54,18 @@ class EventStream(Response):
     is an event, and the stream closes. After `PING_S` seconds of silence a comment goes out, and with it the status.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], cancel: Callable[[], None]) -> None:
-        """``events`` ends soon after ``cancel`` is called, which happens when the client leaves."""
+    def __init__(self, events: AsyncIterator[bytes], cancel: Callable[[], None], *, ping: bytes = PING) -> None:
+        """``events`` ends soon after ``cancel`` is called, which happens when the client leaves; ``ping`` goes out in
+        silence."""
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)  # unlike Response's own beginning, without a content-length
         self._events = events
         self._cancel = cancel
+        self._ping = ping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wire = _Wire(send, self.raw_headers, PING_S)
+        wire = _Wire(send, self.raw_headers, PING_S, self._ping)
         try:
             async with hang_up(receive, self._cancel):
                 async for event in self._events:
@@ -73,7 +75,7 @@ class EventStream(Response):
                 raise
             if not isinstance(error, FermiError):
                 logger().exception("request failed", request_id=exchange().request_id, path=scope["path"])
-            await wire.send(data(failure_of(error).body))
+            await wire.send(failure_of(error).event(scope["path"]))
         finally:
             self._cancel()
             wire.stop()
@@ -83,11 +85,12 @@ class EventStream(Response):
 class _Wire:
     """The body of one response: events and, between them in silence, pings."""
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], ping_s: float) -> None:
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], ping_s: float, ping: bytes) -> None:
         self.started = False
         self._send = send
         self._headers = headers
         self._ping_s = ping_s
+        self._ping = ping
         self._loop = asyncio.get_running_loop()
         self._lock = asyncio.Lock()
         self._last = self._loop.time()
@@ -119,6 +122,6 @@ class _Wire:
         """Ping if it has been silent; look again when it might be next. One timer serves the whole stream."""
         silence = self._loop.time() - self._last
         if silence >= self._ping_s and not self._lock.locked():
-            self._pinging = self._loop.create_task(self.send(PING))
+            self._pinging = self._loop.create_task(self.send(self._ping))
             silence = 0.0
         self._timer = self._loop.call_later(max(self._ping_s - silence, 0.05), self._look)

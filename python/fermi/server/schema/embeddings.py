@@ -1,4 +1,4 @@
-"""The bodies of POST /v1/embeddings, /v1/rerank and /v1/score."""
+"""The bodies of POST /v1/embeddings, /v1/rerank, /v1/score and /v1/similarity."""
 
 from __future__ import annotations
 
@@ -94,3 +94,19 @@ class ScoreBody(EncodingBody):
 
     text_1: str | Texts = Field(validation_alias=AliasChoices("text_1", "queries"))
     text_2: str | Texts = Field(validation_alias=AliasChoices("text_2", "documents", "items"))
+
+
+class SimilarityBody(EncodingBody):
+    """Texts whose meanings are compared: one with several, each with its own, or (``input``) all with all.
+
+    Attributes:
+        metric: cosine of the angle between the vectors, or their dot product, which their lengths count in.
+        dimensions, prompt_name: as in an embedding request.
+    """
+
+    source_sentence: str | Texts | None = Field(None, validation_alias=AliasChoices("source_sentence", "text_1"))
+    sentences: str | Texts | None = Field(None, validation_alias=AliasChoices("sentences", "text_2"))
+    input: Texts | None = None
+    metric: Literal["cosine", "dot"] | None = None
+    dimensions: Positive | None = None
+    prompt_name: str | None = None

@@ -1,0 +1,119 @@
+"""The bodies of POST /v1/messages and /v1/messages/count_tokens, as Anthropic's API has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from fermi.server.schema.body import Body
+from fermi.server.schema.common import Natural, Positive
+
+Display = Literal["summarized", "omitted"]
+
+
+class Message(Body):
+    """One turn of the conversation; what its blocks hold is looked at where they are translated."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[dict[str, Any]]
+
+
+class Tool(Body):
+    """A function that the model may call. Tools that Anthropic's servers run are refused by their type."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    input_schema: dict[str, Any]
+    type: Literal["custom"] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "allowed_callers": (["direct"], []),
+        "defer_loading": (False,),
+        "input_examples": ([],),
+    }
+
+
+class ToolChoice(Body):
+    """Whether the model calls a tool, and which."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(Body):
+    """Whether the model thinks before it answers; ``display`` omitted keeps its thoughts from the reply."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Positive | None = None
+    display: Display | None = None
+
+
+class OutputFormat(Body):
+    """A schema that the answer keeps to."""
+
+    type: Literal["json_schema"]
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(Body):
+    """The form of the answer, and how much thought it is worth."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class Metadata(Body):
+    """Who asks."""
+
+    user_id: str | None = None
+
+
+class Prompted(Body):
+    """What makes the prompt."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=100_000)]
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    cache_control: dict[str, Any] | None = None  # what can be cached is, without being told
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "container": (),
+        "context_management": (),
+        "diagnostics": (),
+        "inference_geo": ("global",),
+        "mcp_servers": ([],),
+        "speed": ("standard",),
+    }
+
+
+class CountBody(Prompted):
+    """A prompt whose tokens are to be counted."""
+
+
+class MessagesBody(Prompted):
+    """A prompt that the model is to answer. Fields of chat completions that Anthropic does not have work here, too."""
+
+    max_tokens: Positive
+    stream: bool | None = None
+    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Natural | None = None
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **Prompted.refused,
+        "n": (1,),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "stream_options": (),
+    }
