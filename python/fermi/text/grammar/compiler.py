@@ -138,9 +138,7 @@ class GrammarCompiler:
             if not first.is_error():
                 first.compute_bitmask()
             if first.is_error():
-                reason = reason_of(first)
-                reason = "no text matches it" if reason.startswith("NoExtension") else reason
-                raise RequestError(f"the grammar cannot be compiled: {reason}")
+                raise RequestError(f"the grammar cannot be compiled: {reason_of(first)}")
         if self._executor is None:
             self._executor = LLExecutor(self._threads)
         return Grammar(self, source, matcher, self._executor)

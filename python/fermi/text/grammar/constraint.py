@@ -84,4 +84,5 @@ class Constraint:
 
 def reason_of(matcher: LLMatcher) -> str:
     """llguidance's own words, without its dump of the parser."""
-    return matcher.get_error().split("\n<state>", 1)[0].removesuffix("<non-verbose/>").strip()
+    reason = matcher.get_error().split("\n<state>", 1)[0].removesuffix("<non-verbose/>").strip()
+    return "no text matches it" if reason.startswith("NoExtension") else reason

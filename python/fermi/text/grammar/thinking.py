@@ -45,6 +45,9 @@ class ThinkingBudget:
 
     The tokens that must come next are then those of the closing tag, so that the model goes on with its answer as if it
     had stopped by itself. A budget smaller than the tag ends the block at once.
+
+    Attributes:
+        rules: what the thoughts may take.
     """
 
     def __init__(self, tokenizer: Tokenizer, tokens: int, thoughts: Thoughts, grammar: Grammar | None = None) -> None:
@@ -60,7 +63,7 @@ class ThinkingBudget:
         for tokens_of_end in (end, end_of_line):
             if closing.encode() not in b"".join(map(tokenizer.token_bytes, tokens_of_end)):
                 raise RequestError(f"this model's tokenizer cannot write {closing}", param="thinking_budget")
-        self._rules = BudgetRules(
+        self.rules = BudgetRules(
             tokens=tokens,
             opening=opening.encode(),
             closing=closing.encode(),
@@ -74,4 +77,4 @@ class ThinkingBudget:
     def start(self) -> Constraint:
         """What a new sequence may say."""
         constraint = Constraint() if self._grammar is None else self._grammar.start()
-        return constraint.with_budget(Budget(self._rules))
+        return constraint.with_budget(Budget(self.rules))
