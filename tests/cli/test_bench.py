@@ -34,9 +34,19 @@ CONFIG = {
 }
 
 
+#: Of two groups of layers.
+SLIDING = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
+ALTERNATING = {**CONFIG, "model_type": "qwen2", **SLIDING}
+
+
 @pytest.fixture(scope="module")
 def model() -> Model:
     return random_model(CONFIG, backend=_C.open_backend("cpu", threads=1), dtype="f32")
+
+
+@pytest.fixture(scope="module")
+def alternating() -> Model:
+    return random_model(ALTERNATING, backend=_C.open_backend("cpu", threads=1), dtype="f32")
 
 
 def engine_of(model: Model, scheduler: type[Scheduler] = Scheduler) -> Engine:
@@ -93,7 +103,11 @@ def test_cases() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 40, 48])
-def test_sequences_have_blocks_of_their_own_and_the_same_tokens(model: Model, length: int) -> None:
+@pytest.mark.parametrize("kind", ["model", "alternating"])
+def test_sequences_have_blocks_of_their_own_and_the_same_tokens(
+    kind: str, length: int, request: pytest.FixtureRequest
+) -> None:
+    model: Model = request.getfixturevalue(kind)
     prompt = [(7 * i) % 97 for i in range(length)]
     sampling = Sampling(max_tokens=20, temperature=0.0)
     tokens = {}

@@ -134,6 +134,20 @@ def test_the_end_of_a_chain_is_evicted_before_its_start() -> None:
     assert [pool.allocate() for _ in range(3)] == blocks[::-1]
 
 
+def test_the_version_tells_when_others_may_be_found() -> None:
+    pool = BlockPool(1, BLOCK, LRU())
+    versions = [pool.version]
+    (block,) = published(pool, 1)
+    versions.append(pool.version)
+    pool.release([block])
+    pool.take(pool.find([bytes([block])])[0], BLOCK, BLOCK)
+    pool.release([block])
+    assert pool.version == versions[-1]
+    pool.allocate()  # evicts it
+    versions.append(pool.version)
+    assert len(set(versions)) == 3
+
+
 def test_without_a_policy_nothing_is_kept() -> None:
     pool = BlockPool(2, BLOCK, None)
     blocks = published(pool, 2)
