@@ -183,6 +183,20 @@ class TestStore:
         for reader in stores:
             assert all([await reader.get("", name) for _, name in names])
 
+    async def test_a_process_that_is_killed_loses_nothing(
+        self, open_store: Callable[..., ResponseStore], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "folder" / "responses.sqlite"
+        code = (
+            "import asyncio, os, signal, sys; from pathlib import Path\n"
+            "from fermi.server.responses.store import Bounds, Record, ResponseStore\n"
+            "store = ResponseStore(Path(sys.argv[1]), Bounds())\n"
+            "asyncio.run(store.save(Record('', {'id': 'a', 'status': 'completed', 'output': []})))\n"
+            "os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        assert subprocess.run([sys.executable, "-c", code, str(path)], timeout=60).returncode == -9
+        assert await open_store().get("", "a") is not None
+
     async def test_other_processes_on_the_file(self, open_store: Callable[..., ResponseStore], tmp_path: Path) -> None:
         path = tmp_path / "folder" / "responses.sqlite"
         code = (
@@ -418,6 +432,23 @@ class TestServer:
         client.responses.create(model="toy", input=[*given, {"role": "user", "content": "And?"}])  # type: ignore[list-item]
         prompt = service_of(model).prompt(service_of(model).last)
         assert prompt.startswith("<s>[user]Hi[assistant]Hello.[user]And?")
+
+    def test_thoughts_are_sealed_afterwards(self, serve: Serve) -> None:
+        client = serve(toy_model("<think>\nHmm.\n</think>\n\nYes.")).openai()
+        response = client.responses.create(model="toy", input="Hi", reasoning={"effort": "low"})
+        plain, sealed = (
+            client.responses.retrieve(response.id, include=include).output[0]
+            for include in ([], ["reasoning.encrypted_content"])
+        )
+        assert plain.type == sealed.type == "reasoning"
+        assert plain.encrypted_content is None
+        word = sealed.encrypted_content
+        assert word is not None
+        given = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": word}
+        second = client.responses.create(model="toy", input=[given, {"role": "user", "content": "And?"}])  # type: ignore[list-item]
+        items = client.responses.input_items.list(second.id, include=["reasoning.encrypted_content"], order="asc").data
+        assert items[0].content[0].text == "Hmm."  # type: ignore[union-attr]
+        assert items[0].encrypted_content == word  # type: ignore[union-attr]
 
     def test_the_store_holds_nobody_up(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
         """While a write hangs, the server answers others."""

@@ -23,7 +23,7 @@ Name = Annotated[str, Field(min_length=1)]
 SYSTEM = ("system", "developer")
 SEAL = "fermi-1."
 _SECRET = os.urandom(32)
-LONGEST_SEALED = 2**24  # characters of reasoning that one item may unfold to
+LONGEST_SEALED = 2**22  # bytes of thoughts that one item may unfold to
 
 
 class Text(Body):
@@ -222,6 +222,16 @@ def reasoning(text: str, *, item_id: str, status: Status, sealed: bool, empty: b
 def seal(text: str) -> str:
     """Thoughts in one opaque word. No secret: the same text stands in the item's content beside it."""
     return SEAL + base64.urlsafe_b64encode(zlib.compress(text.encode())).decode()
+
+
+def sealed(items: Iterable[Item]) -> list[Item]:
+    """The items, every thought with its seal."""
+    return [
+        {**item, "encrypted_content": seal("\n".join(part["text"] for part in item["content"]))}
+        if item["type"] == "reasoning" and item["content"] and "encrypted_content" not in item
+        else item
+        for item in items
+    ]
 
 
 def unseal(word: str, where: str) -> str:

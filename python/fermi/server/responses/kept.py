@@ -40,12 +40,8 @@ class Responses:
 
     async def start(self, background: Background) -> None:
         """Run a response in the background."""
+        await background.start()
         self._background[background.reply.id] = background
-        try:
-            await background.start()
-        except BaseException:
-            del self._background[background.reply.id]
-            raise
         background.task.add_done_callback(lambda _: self._ended(background))
 
     def in_background(self, owner: str, response_id: str) -> Background | None:

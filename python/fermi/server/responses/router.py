@@ -13,7 +13,7 @@ from starlette.responses import Response
 from fermi.errors import RequestError
 from fermi.server.body import DirectRoute, body_of, documented
 from fermi.server.errors import request_error_of
-from fermi.server.responses.items import InputItem, Item, ItemReference, Message, complete, new_id
+from fermi.server.responses.items import InputItem, Item, ItemReference, Message, complete, new_id, sealed
 from fermi.server.responses.kept import Responses, no_response, responses_of
 from fermi.server.responses.reply import Background, Follower, Reply
 from fermi.server.responses.request import PATH, Conversation, input_tokens, start
@@ -93,7 +93,8 @@ async def get(response_id: str, request: Request) -> Response:
     if not query.stream:
         if query.starting_after is not None:
             raise RequestError("starting_after needs stream=true", param="starting_after")
-        return _json(await responses.get(owner, response_id))
+        document = await responses.get(owner, response_id)
+        return _json({**document, "output": _included(document["output"], query)})
     background = responses.in_background(owner, response_id)
     if background is None or background.events is None:
         await responses.get(owner, response_id)  # it may be unknown
@@ -130,10 +131,15 @@ async def input_items(response_id: str, request: Request) -> Response:
         begin = next((at + 1 for at, item in enumerate(items) if item["id"] == query.after), -1)
         if begin < 0:
             raise RequestError(f"after: there is no item {query.after!r} in this response", param="after")
-    page = items[begin : begin + query.limit]
+    page = _included(items[begin : begin + query.limit], query)
     first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
     more = begin + len(page) < len(items)
     return _json({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
+
+
+def _included(items: list[Item], query: GetQuery | ListQuery) -> list[Item]:
+    """Items with what was asked for besides; log-probabilities are there if they were asked for at first."""
+    return sealed(items) if "reasoning.encrypted_content" in query.include else items
 
 
 async def _conversation(body: ResponseBody, responses: Responses, owner: str) -> Conversation:

@@ -149,10 +149,9 @@ class Database:
             before = None if previous is None else self._find(record.owner, previous)
             position = 0
             if before is not None:
-                self._sql.execute(
+                position = self._sql.execute(
                     "INSERT INTO members SELECT ?, position, item, 0 FROM members WHERE response = ?", (key, before)
-                )
-                position = len(record.history)
+                ).rowcount
             else:
                 position = self._append(key, record.owner, position, record.history, is_output=False)
             position = self._append(key, record.owner, position, record.input, is_output=False)
