@@ -54,6 +54,9 @@ async def rows_of(
     exchange().reserve(tokens)
     result = served.service.submit([TokenSequence(*each) for each in encoded], param)
     exchange().began(served.name, Usage(prompt_tokens=tokens))
+    if exchange().log_prompts:
+        texts = [served.tokenizer.decode(each.token_ids, skip_special_tokens=False) for each in encoded]
+        logger().info("prompts", request_id=exchange().request_id, prompts=texts)
     left = False
 
     def leave() -> None:
