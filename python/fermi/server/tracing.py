@@ -61,11 +61,11 @@ class SpanTracer:
     """Makes a span of each request when it has ended: until then nothing is done for it."""
 
     def __init__(self, processor: SpanProcessor) -> None:
-        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
 
         # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say wins.
-        resource = Resource({SERVICE_NAME: "fermi"}).merge(Resource.create())
+        resource = Resource.create({SERVICE_NAME: "fermi"}).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("fermi.server")
