@@ -64,13 +64,25 @@ class Masks:
 
 
 def _fill(constraints: list[Constraint], words: Words) -> dict[int, str]:
-    """Fills each mask; returns by row why some could not be."""
-    first = type(constraints[0])
-    if all(type(each) is first for each in constraints):
-        return first.fill(constraints, words)
+    """Fills each mask, all at once where they are of one class; returns by row why some could not be."""
+    kind = type(constraints[0])
+    if all(type(each) is kind for each in constraints):
+        try:
+            return kind.fill(constraints, words)
+        except Exception:
+            if len(constraints) > 1:  # which of them it was shows when each is asked alone
+                return _fill_each(constraints, words)
+            raise
+    return _fill_each(constraints, words)
+
+
+def _fill_each(constraints: list[Constraint], words: Words) -> dict[int, str]:
     errors: dict[int, str] = {}
     for row, constraint in enumerate(constraints):
-        failed = constraint.fill([constraint], words[row : row + 1])
-        for message in failed.values():
-            errors[row] = message
+        try:
+            failed = constraint.fill([constraint], words[row : row + 1])
+        except Exception as error:
+            failed = {0: str(error)}
+        if failed:
+            errors[row] = failed[0]
     return errors
