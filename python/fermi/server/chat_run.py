@@ -18,6 +18,7 @@ from fermi.server.state import ServerState
 from fermi.server.structured import reply_bounds, wanted_structure
 from fermi.server.thinking import ThinkingPlan
 from fermi.server.tools import ToolPlan
+from fermi.text.conversation import fitted
 from fermi.text.messages import normalise_messages
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -171,9 +172,10 @@ async def rendered(
     continues = bool(body.continue_final_message)
 
     def render() -> Prompt:
+        shown, offered = fitted(messages, tools, served.template.abilities, served.replies.tools)
         text = served.template.render(
-            messages,
-            tools=tools or None,
+            shown,
+            tools=offered or None,
             add_generation_prompt=body.add_generation_prompt is not False and not continues,
             continue_final_message=continues,
             documents=body.documents,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -12,6 +13,7 @@ from fermi.server.prompts import off_loop, template_variables
 from fermi.server.schema.tokenize import DetokenizeBody, TokenizeBody
 from fermi.server.served import ServedModel
 from fermi.server.state import state_of
+from fermi.text.conversation import fitted
 from fermi.text.messages import normalise_messages
 
 router = APIRouter(tags=["tokenizer"])
@@ -29,9 +31,13 @@ async def tokenize(body: Annotated[TokenizeBody, Depends(body_of(TokenizeBody))]
     def work() -> list[int]:
         if body.messages is None:
             return served.tokenizer.encode(body.prompt or "", body.add_special_tokens is not False)
+        messages = normalise_messages(body.messages)
+        tools: Sequence[Mapping[str, Any]] = [tool.model_dump(exclude_unset=True) for tool in body.tools or ()]
+        if isinstance(served, ServedModel):
+            messages, tools = fitted(messages, tools, template.abilities, served.replies.tools)
         text = template.render(
-            normalise_messages(body.messages),
-            tools=[tool.model_dump(exclude_unset=True) for tool in body.tools or ()] or None,
+            messages,
+            tools=tools or None,
             add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
             continue_final_message=body.continue_final_message,
             **template_variables(body.chat_template_kwargs or {}),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from fermi.errors import ChatTemplateError, CheckpointError
+from fermi.text.abilities import Abilities
 from fermi.text.chat_environment import chat_environment
 from fermi.text.folder import read_object, read_text
 from fermi.text.messages import normalise_messages
@@ -67,6 +69,11 @@ class ChatTemplate:
     def source(self) -> str:
         """The default template as the model brings it."""
         return self._sources.get("default", "")
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        """What it can show of a conversation."""
+        return Abilities(self)
 
     @property
     def tool_source(self) -> str:

@@ -60,7 +60,7 @@ def _part(part: object, where: str) -> str:
         return part
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in _TEXT_PARTS:
-        raise RequestError(f"{where}: only text is understood, not {kind!r}", param=f"{where}.type")
+        raise RequestError(f"{where}: {kind} is not supported, only text is", param=f"{where}.type")
     text = part.get(_TEXT_PARTS[kind])
     if not isinstance(text, str):
         raise RequestError(f"{where}.text must be a string", param=f"{where}.text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fermi.text.tool_calls.base import ToolFormat
+from fermi.text.tool_calls.base import ToolFormat, as_object
 from fermi.text.tool_calls.functions import Function, Functions
 from fermi.text.tool_calls.json_call import Accepts, json_call, json_calls
 from fermi.text.tool_calls.lark import Grammar
@@ -52,6 +52,9 @@ class Llama3(ToolFormat):
             yield from reply.word(";")
             yield from reply.space()
 
+    def written(self, name: str, arguments: object) -> str:
+        return as_object(name, arguments, arguments_key="parameters")
+
     def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
         return grammar.objects(functions, arguments="parameters")
 
@@ -86,6 +89,9 @@ class PlainJSON(ToolFormat):
         if reply.calls > calls and marker in FENCES:
             yield from reply.space()
             yield from reply.word("```")
+
+    def written(self, name: str, arguments: object) -> str:
+        return as_object(name, arguments)
 
     def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
         return grammar.objects(functions)

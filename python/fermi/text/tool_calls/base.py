@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from fermi.text.tool_calls.functions import Function, Functions
 from fermi.text.tool_calls.lark import Grammar
 from fermi.text.tool_calls.reply import Markers, Reply, Steps, ToolCallDelta
 
-__all__ = ["ToolCallParser", "ToolFormat"]
+__all__ = ["ToolCallParser", "ToolFormat", "as_json", "as_object"]
 
 
 class ToolCallParser:
@@ -148,5 +149,19 @@ class ToolFormat(ABC):
         return f"start: {start}\n{grammar}"
 
     @abstractmethod
+    def written(self, name: str, arguments: object) -> str:
+        """One call as the model would write it; arguments that are a string stand as they are."""
+
+    @abstractmethod
     def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
         """What follows ``opened`` in a grammar: the calls up to the end of what it opens."""
+
+
+def as_json(arguments: object) -> str:
+    """Arguments as JSON text."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def as_object(name: str, arguments: object, name_key: str = "name", arguments_key: str = "arguments") -> str:
+    """A call as a JSON object."""
+    return f'{{"{name_key}": {json.dumps(name, ensure_ascii=False)}, "{arguments_key}": {as_json(arguments)}}}'

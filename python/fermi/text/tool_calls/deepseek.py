@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fermi.text.tool_calls.base import ToolFormat
+from fermi.text.tool_calls.base import ToolFormat, as_json
 from fermi.text.tool_calls.functions import Function, Functions
 from fermi.text.tool_calls.json_call import json_arguments
 from fermi.text.tool_calls.lark import Grammar
@@ -53,6 +53,10 @@ class DeepSeek(ToolFormat):
             if reply.completed == reply.calls > 0:
                 yield from reply.space()
                 yield from reply.word("```")
+
+    def written(self, name: str, arguments: object) -> str:
+        before, between, after = self.call
+        return f"{CALLS}{before}{name}{between}{as_json(arguments)}{after}{END_OF_CALLS}"
 
     def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
         before, between, after = self.call

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from fermi.text.tool_calls.base import ToolFormat
+from fermi.text.tool_calls.base import ToolFormat, as_object
 from fermi.text.tool_calls.functions import Function, Functions
 from fermi.text.tool_calls.json_call import json_calls
 from fermi.text.tool_calls.lark import Grammar
@@ -30,6 +30,10 @@ class Marked(ToolFormat):
     def block(self, reply: Reply, functions: Functions, marker: str) -> Steps[None]:
         yield from reply.space()
         yield from json_calls(reply, bool)
+
+    def written(self, name: str, arguments: object) -> str:
+        call = as_object(name, arguments, self.name_key, self.arguments_key)
+        return f"{self.opened}{self.head}{call}{self.tail}"
 
     def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
         one = grammar.objects(functions, self.name_key, self.arguments_key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fermi.text.tool_calls.base import ToolFormat
+from fermi.text.tool_calls.base import ToolFormat, as_json, as_object
 from fermi.text.tool_calls.functions import Function, Functions
 from fermi.text.tool_calls.json_call import json_arguments, json_calls
 from fermi.text.tool_calls.lark import Grammar
@@ -38,6 +38,9 @@ class Mistral(ToolFormat):
         if name and (yield from reply.peek()) == "{":
             yield from json_arguments(reply, name)
 
+    def written(self, name: str, arguments: object) -> str:
+        return f"[TOOL_CALLS][{as_object(name, arguments)}]"
+
     def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
         return f'"[" {grammar.several(grammar.objects(functions), ", ", parallel)} "]"'
 
@@ -47,6 +50,9 @@ class MistralArgs(Mistral):
 
     name = "mistral_args"
     separator = ""
+
+    def written(self, name: str, arguments: object) -> str:
+        return f"[TOOL_CALLS]{name}[ARGS]{as_json(arguments)}"
 
     def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
         heads = [grammar.literal(f"{each.name}[ARGS]") for each in functions]

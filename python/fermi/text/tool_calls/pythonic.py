@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from fermi.text.tool_calls.base import ToolFormat
+from fermi.text.tool_calls.base import ToolFormat, as_json
 from fermi.text.tool_calls.functions import Function, Functions
 from fermi.text.tool_calls.json_call import Accepts
 from fermi.text.tool_calls.lark import Grammar
@@ -45,6 +45,11 @@ class Pythonic(ToolFormat):
     def block(self, reply: Reply, functions: Functions, marker: str) -> Steps[None]:
         yield from reply.space()
         yield from _list(reply, bool)
+
+    def written(self, name: str, arguments: object) -> str:
+        named = arguments.items() if isinstance(arguments, Mapping) else ()
+        inner = ", ".join(f"{key}={value!r}" for key, value in named) if named else as_json(arguments)
+        return f"{self.opened}[{name}({inner}){self.tail}"
 
     def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
         one = grammar.either("call", [_grammar_of_call(grammar, each) for each in functions])

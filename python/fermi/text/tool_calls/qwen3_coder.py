@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fermi.errors import RequestError
-from fermi.text.tool_calls.base import ToolFormat
+from fermi.text.tool_calls.base import ToolFormat, as_json
 from fermi.text.tool_calls.functions import Function, Functions
 from fermi.text.tool_calls.json_call import json_arguments, json_calls
 from fermi.text.tool_calls.lark import Grammar
@@ -50,6 +50,11 @@ class Qwen3Coder(ToolFormat):
             yield from json_arguments(reply, name)
         elif name:
             yield from _parameters(reply, functions.get(name))
+
+    def written(self, name: str, arguments: object) -> str:
+        named = arguments if isinstance(arguments, Mapping) else {"<parameter-name>": as_json(arguments)}
+        inner = "".join(f"<parameter={key}>\n{as_json(value)}\n</parameter>\n" for key, value in named.items())
+        return f"<tool_call>\n<function={name}>\n{inner}</function>\n</tool_call>"
 
     def calls(self, grammar: Grammar, functions: Sequence[Function], parallel: bool) -> str:
         return f'"\\n" {grammar.either("call", [_grammar_of_call(grammar, each) for each in functions])}'
