@@ -240,7 +240,6 @@ class TestTools:
         [
             ("auto", ["calculator", "other"]),
             ("none", []),
-            ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "other"}]}, ["other"]),
         ],
     )
     def test_choice(self, serve: Serve, choice: object, offered: list[str]) -> None:
@@ -503,6 +502,39 @@ class TestDemoModel:
         response = ask(server, input="What is 3 + 4?", text={"format": {"type": "json_object"}}, max_output_tokens=200)
         if response["status"] == "completed":
             assert isinstance(json.loads(response["output"][0]["content"][0]["text"]), dict)
+
+    @pytest.mark.parametrize(
+        ("choice", "names", "fewest"),
+        [
+            ("required", {"calculator", "other"}, 1),
+            ({"type": "function", "name": "other"}, {"other"}, 1),
+            (
+                {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "other"}]},
+                {"other"},
+                1,
+            ),
+            (
+                {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "other"}]},
+                {"other"},
+                0,
+            ),
+        ],
+    )
+    def test_choice_of_tools(self, server: Running, choice: object, names: set[str], fewest: int) -> None:
+        empty = {"type": "object", "properties": {}, "additionalProperties": False}
+        tools = [{**tool, "parameters": empty, "strict": True} for tool in (CALCULATOR, OTHER)]
+        response = ask(server, tools=tools, tool_choice=choice, parallel_tool_calls=False, max_output_tokens=100)
+        called = [item for item in response["output"] if item["type"] == "function_call"]
+        assert response["tool_choice"] == choice
+        assert fewest <= len(called) <= 1
+        assert {call["name"] for call in called} <= names
+        assert all(json.loads(call["arguments"]) == {} for call in called)
+
+    def test_tool_whose_schema_cannot_be_compiled(self, server: Running) -> None:
+        tool = {**OTHER, "parameters": {"type": "nonsense"}, "strict": True}
+        error = refused(server, tools=[tool], tool_choice="required")
+        assert error["param"].startswith("tools")
+        assert "function" not in error["param"]
 
     def test_choice(self, server: Running) -> None:
         response = ask(server, guided_choice=["yes", "no"])

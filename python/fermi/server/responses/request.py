@@ -183,17 +183,16 @@ def top_logprobs(body: ResponseBody) -> int | None:
 
 
 def _tools(body: ResponseBody) -> dict[str, Any]:
-    choice: Any = body.tool_choice
-    functions = body.functions
-    if not functions:
+    if not body.functions:
         return {}
+    choice: Any = body.tool_choice
     match choice:
         case NamedFunction():
             choice = {"type": "function", "function": {"name": choice.name}}
         case AllowedTools():
-            allowed = {tool.name for tool in choice.tools}
-            functions, choice = [tool for tool in functions if tool.name in allowed], choice.mode
-    return {"tools": [_tool(tool) for tool in functions], "tool_choice": choice}
+            allowed = [{"type": "function", "function": {"name": tool.name}} for tool in choice.tools]
+            choice = {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": allowed}}
+    return {"tools": [_tool(tool) for tool in body.functions], "tool_choice": choice}
 
 
 def _tool(tool: FunctionTool) -> dict[str, Any]:
