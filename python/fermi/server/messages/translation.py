@@ -13,6 +13,9 @@ from fermi.server.errors import request_error_of
 from fermi.server.messages.schema import MessagesBody, Prompted, Tool
 from fermi.server.schema.chat import ChatBody
 
+#: How the line begins that Claude Code puts before its system prompts.
+TRACKING = "x-anthropic-billing-header:"
+
 #: Chat's names for what Anthropic calls otherwise, in errors.
 NAMES = {
     "max_completion_tokens": "max_tokens",
@@ -60,8 +63,12 @@ def chat_of(body: Prompted) -> ChatBody:
 def renamed(error: RequestError) -> RequestError:
     """The same error with the field as this endpoint's clients know it."""
     head, dot, rest = (error.param or "").partition(".")
-    if head not in NAMES:
+    if head not in NAMES and head != "tools":
         return error
+    if head == "tools":
+        param = (error.param or "").replace(".function.parameters", ".input_schema").replace(".function.", ".")
+        message = str(error).replace(error.param or "", param)
+        return type(error)(message, param=param, code=error.code)
     message = str(error)
     if message.startswith(head):
         message = NAMES[head] + message[len(head) :]
@@ -72,8 +79,9 @@ def conversation(body: Prompted) -> list[dict[str, Any]]:
     """The messages as chat templates know them: turns of one role joined, results of tools as messages of their own."""
     messages: list[dict[str, Any]] = []
     if body.system:
-        content = body.system if isinstance(body.system, str) else _texts(body.system, "system")
-        messages.append({"role": "system", "content": content})
+        content = _untracked(body.system if isinstance(body.system, str) else _texts(body.system, "system"))
+        if content:
+            messages.append({"role": "system", "content": content})
     for at, message in enumerate(body.messages):
         where = f"messages.{at}.content"
         blocks = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
@@ -88,6 +96,15 @@ def conversation(body: Prompted) -> list[dict[str, Any]]:
             "messages: the last tool_use has no tool_result: one must follow in a user message", param="messages"
         )
     return messages
+
+
+def _untracked(system: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """A system prompt without the line that Claude Code begins it with: the hash in it is another with each request,
+    so that no prompt would begin like the one before and none be found in the prefix cache."""
+    if isinstance(system, str):
+        return system.partition("\n")[2] if system.startswith(TRACKING) else system
+    texts = [{**block, "text": _untracked(block["text"])} for block in system]
+    return [block for block in texts if block["text"]]
 
 
 def _add(messages: list[dict[str, Any]], role: str, block: Mapping[str, Any], where: str) -> None:
