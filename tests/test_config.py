@@ -244,6 +244,20 @@ def test_relative_files_resolve_against_the_config_file(tmp_path: Path) -> None:
     assert settings.openai.api_keys == ("one", "two")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(":memory:", ":memory:"), ("off", "off"), ("kept.sqlite", "inner/kept.sqlite"), ("/kept.sqlite", "/kept.sqlite")],
+)
+def test_where_responses_are_kept(tmp_path: Path, given: str, expected: str) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "fermi.toml").write_text(f'[openai]\nresponse_store = "{given}"')
+    store = load_settings(config="inner/fermi.toml", environ={}, folder=tmp_path).openai.response_store
+    assert store == (expected if given in (":memory:", "off") else tmp_path / expected)
+    by_variable = load_settings(environ={"FERMI_RESPONSE_STORE": given}, folder=tmp_path).openai.response_store
+    assert str(by_variable) == given
+    assert isinstance(by_variable, str) is (given in (":memory:", "off"))
+
+
 def test_table_hides_secrets(load: Load) -> None:
     rows = {name: (value, str(origin)) for name, value, origin in load(HF_TOKEN="hf_x", PORT="81").table()}
     assert rows["model.token"] == ("***", "environment HF_TOKEN")

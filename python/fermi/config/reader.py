@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from fermi.config.settings import SECTIONS, Origin, SettingInfo, Settings, known_settings
-from fermi.config.values import parse_address
+from fermi.config.values import STORES, StoreValue, parse_address
 from fermi.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -100,7 +100,8 @@ def _file_layer(path: Path | None, infos: Mapping[str, SettingInfo]) -> Layer:
     if model is not None and isinstance(model.raw, str) and (path.parent / model.raw).is_dir():
         layer["model.id"] = model._replace(raw=str((path.parent / model.raw).resolve()))
     for name, value in layer.items():  # relative names begin where the file is
-        if infos[name].kind in (Path, Path | None) and isinstance(value.raw, str):
+        named = infos[name].kind in (Path, Path | None, StoreValue | None) and isinstance(value.raw, str)
+        if named and value.raw not in STORES:
             layer[name] = value._replace(raw=path.parent / Path(value.raw).expanduser())
     return _text_files(layer, path.parent, infos)
 

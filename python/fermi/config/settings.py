@@ -17,6 +17,7 @@ from fermi.config.values import (
     Limit,
     MemoryValue,
     Number,
+    StoreValue,
     ThinkingValue,
     Words,
 )
@@ -278,7 +279,7 @@ class OpenAISettings(FrontDoor):
     ssl_certfile: Path | None = setting(None, "Certificate (PEM, the chain after it); with it the server talks TLS.")
     ssl_keyfile: Path | None = setting(None, "Private key of the certificate, where it is in a file of its own.")
     ssl_keyfile_password: str | None = setting(None, "Password of that private key.", secret=True)
-    response_store: str | None = setting(
+    response_store: StoreValue | None = setting(
         None,
         "Where /v1/responses keeps what it answered: a file, `:memory:`, or `off`; by default responses.sqlite in the "
         "user's data folder (~/.local/share/fermi).",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, PlainSerializer
@@ -100,4 +101,6 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Words = Annotated[tuple[str, ...], BeforeValidator(parse_list)]
 AddressValue = Annotated[Address, BeforeValidator(parse_address), PlainSerializer(str, return_type=str)]
 ThinkingValue = Annotated[Thinking, BeforeValidator(parse_thinking)]
+STORES = ("off", ":memory:")  # words where the name of a file may stand
+StoreValue = Path | Literal["off", ":memory:"]
 MemoryValue = Annotated[int | float, BeforeValidator(parse_memory)]

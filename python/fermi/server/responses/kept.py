@@ -118,11 +118,11 @@ def _store_of(settings: OpenAISettings) -> ResponseStore | None:
         age_s=settings.response_store_ttl_ms / 1000,
     )
     path: Path | None = None
-    if where is None:
+    if isinstance(where, Path):
+        path = where.expanduser()
+    elif where is None:
         try:
             path = data_folder() / "responses.sqlite"
         except RuntimeError as error:  # nobody's home
             logger().warning("responses are kept in memory only", error=str(error))
-    elif where != ":memory:":
-        path = Path(where).expanduser()
     return ResponseStore(path, bounds)
