@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,7 @@ class Masks:
         for sequence in sequences:
             if sequence.constraint is not None and not sequence.constraint.free:
                 bounded.append((sequence, sequence.constraint))
+        bounded.sort(key=lambda pair: type(pair[1]).__qualname__)  # those of one class are filled together
         rows = {sequence: row for row, (sequence, _) in enumerate(bounded)}
         if not bounded:
             return StepMasks(rows, None, self._words)
@@ -64,25 +66,25 @@ class Masks:
 
 
 def _fill(constraints: list[Constraint], words: Words) -> dict[int, str]:
-    """Fills each mask, all at once where they are of one class; returns by row why some could not be."""
-    kind = type(constraints[0])
-    if all(type(each) is kind for each in constraints):
-        try:
-            return kind.fill(constraints, words)
-        except Exception:
-            if len(constraints) > 1:  # which of them it was shows when each is asked alone
-                return _fill_each(constraints, words)
-            raise
-    return _fill_each(constraints, words)
-
-
-def _fill_each(constraints: list[Constraint], words: Words) -> dict[int, str]:
+    """Fills each mask, those of one class together; returns by row why some could not be."""
     errors: dict[int, str] = {}
-    for row, constraint in enumerate(constraints):
-        try:
-            failed = constraint.fill([constraint], words[row : row + 1])
-        except Exception as error:
-            failed = {0: str(error)}
-        if failed:
-            errors[row] = failed[0]
+    first = 0
+    for kind, group in groupby(constraints, type):
+        together = list(group)
+        for row, why in _fill_together(kind, together, words[first : first + len(together)]).items():
+            errors[first + row] = why
+        first += len(together)
+    return errors
+
+
+def _fill_together(kind: type[Constraint], constraints: list[Constraint], words: Words) -> dict[int, str]:
+    try:
+        return kind.fill(constraints, words)
+    except Exception as error:
+        if len(constraints) == 1:
+            return {0: str(error)}
+    errors: dict[int, str] = {}
+    for row, constraint in enumerate(constraints):  # which of them it was shows when each is asked alone
+        for why in _fill_together(kind, [constraint], words[row : row + 1]).values():
+            errors[row] = why
     return errors
