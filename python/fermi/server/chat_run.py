@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from fermi.errors import RequestError
 from fermi.sampling_params import SamplingParams
 from fermi.server.chat_text import ChatDelta, ChatText
 from fermi.server.generation import Generation, Piece, Usage
-from fermi.server.prompts import Prompt, engine_request, off_loop, room, sampling_params, template_variables
+from fermi.server.prompts import Prompt, engine_request, off_loop, room, sampling_params, shortened, template_variables
 from fermi.server.schema.chat import ChatBody
 from fermi.server.served import ServedModel
 from fermi.server.state import ServerState
@@ -32,6 +32,8 @@ class ChatNews:
         logprobs: of the tokens that the news came with, where they were asked for.
         finish_reason: stop, length or tool_calls with the last news of the choice.
         stopped_by: the stop string that ended it.
+        token_ids: the tokens that the news came with.
+        prompt_logprobs: of the prompt, once, where they were asked for.
     """
 
     index: int
@@ -39,6 +41,8 @@ class ChatNews:
     logprobs: list[TokenLogprobs]
     finish_reason: str | None = None
     stopped_by: str | None = None
+    token_ids: Sequence[int] = ()
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 @dataclass(slots=True)
@@ -58,7 +62,9 @@ class Answer:
     content: str = ""
     calls: list[Call] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     def add(self, news: ChatNews) -> None:
         """Take in what came next."""
@@ -69,6 +75,8 @@ class Answer:
                 self.calls.append(Call(call.id, call.name or ""))
             self.calls[call.index].arguments += call.arguments
         self.logprobs += news.logprobs
+        self.token_ids += news.token_ids
+        self.prompt_logprobs = news.prompt_logprobs or self.prompt_logprobs
         self.finish_reason = news.finish_reason or self.finish_reason
 
 
@@ -80,6 +88,7 @@ class ChatRun:
     served: ServedModel
     params: SamplingParams
     plan: ThinkingPlan
+    prompt: Prompt
     generation: Generation
     texts: list[ChatText]
 
@@ -116,7 +125,9 @@ class ChatRun:
             reason = "stop"
         if reason == "stop" and text.calls:
             reason = "tool_calls"
-        return ChatNews(piece.index, delta, piece.logprobs, reason, piece.stopped_by)
+        return ChatNews(
+            piece.index, delta, piece.logprobs, reason, piece.stopped_by, piece.token_ids, piece.prompt_logprobs
+        )
 
 
 class ReadChat(NamedTuple):
@@ -143,9 +154,10 @@ async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
     served, plan, tools, prompt = await read_chat(body, state, path)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    prompt = shortened(prompt, body, served, asked)
     limit = room(served, prompt, asked, default=served.defaults.max_tokens, param="messages", field=name)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(body, served, max_tokens=limit, logprobs=logprobs)
+    params = sampling_params(body, served, max_tokens=limit, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs)
     thoughts = plan.thoughts(prompt.text or "", continues=bool(body.continue_final_message))
     structure = await tools.structure(served, wanted_structure(body))
     bounds = await reply_bounds(served, structure, thoughts, plan.budget(limit))
@@ -153,11 +165,12 @@ async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
     special = served.replies.special if params.skip_special_tokens else {}
     continues = bool(body.continue_final_message)
     generation = Generation(served, [submitted], params, continues=continues, kept=special.values())
+    known = served.replies.tools.markers() if tools.callable else ()  # the parser of calls hides these by itself
+    hidden = tuple(marker for marker in special if marker not in known)
     texts = [
-        ChatText(plan, prompt.text or "", tools.parser(served), not tools.parallel, tuple(special))
-        for _ in generation.choices
+        ChatText(plan, prompt.text or "", tools.parser(served), not tools.parallel, hidden) for _ in generation.choices
     ]
-    return ChatRun(body, served, params, plan, generation, texts)
+    return ChatRun(body, served, params, plan, prompt, generation, texts)
 
 
 async def rendered(
@@ -189,6 +202,8 @@ async def rendered(
 
 def check_honourable(body: ChatBody) -> None:
     """RequestError naming the first field that asks for what is not there yet."""
+    if body.stream and body.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs: not in streams", param="prompt_logprobs")
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
 
