@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -57,12 +58,12 @@ class GrammarCompiler:
     The vocabulary is read when the first grammar is asked for, which takes a second where there are 150,000 tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None, *, threads: int = 1) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None, *, threads: int | None = None) -> None:
         """``vocab_size``: columns of the model's logits, by default the tokenizer's entries; those beyond the tokenizer
-        are never allowed. ``threads``: that fill the masks of one step."""
+        are never allowed. ``threads``: that fill the masks of one step; a quarter of the processors by default."""
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
-        self._threads = threads
+        self._threads = max(1, (os.cpu_count() or 1) // 4) if threads is None else threads
         self._turn = threading.Lock()  # to compile
         self._lock = threading.Lock()  # of what is kept, for moments only
         self._vocabulary: Vocabulary | None = None
