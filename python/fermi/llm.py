@@ -24,7 +24,7 @@ from fermi.sampling_params import SamplingParams
 from fermi.text.chat import normalise_messages
 from fermi.text.grammar import Grammar, GrammarCompiler, ThinkingBudget, Thoughts, bounds
 from fermi.text.output import TextStream
-from fermi.text.reasoning import ReasoningSplitter
+from fermi.text.reasoning import ReasoningSplitter, reasoning_markers
 from fermi.text.tokenizer import Tokenizer
 
 __all__ = ["LLM"]
@@ -314,8 +314,10 @@ class LLM:
         if self._grammars is None:
             self._grammars = GrammarCompiler(self.tokenizer, self.engine.vocab_size)
         end = self.tokenizer.decode(token_ids[-16:], skip_special_tokens=False) if prompt is None else prompt
-        opened = ReasoningSplitter.opened_by(end)
-        thoughts = Thoughts(opened) if opened or thinks or structured is None else None
+        markers = reasoning_markers(self.tokenizer.chat_template.source)
+        opened = markers is not None and ReasoningSplitter.opened_by(end, markers.opening)
+        begins = opened or thinks or structured is None
+        thoughts = Thoughts(opened, *markers) if begins and markers is not None else None
         return bounds(self._grammars, None if structured is None else structured.spec, thoughts, params.thinking_budget)
 
     def _params_for(
