@@ -203,6 +203,12 @@ class TestMistakes:
         expected = ("", [("get_weather", '{"city": "R')], "length")
         assert whole(ask(server, max_tokens=tokens)) == said(stream(server, max_tokens=tokens)) == expected
 
+    def test_a_stop_string_in_a_call(self, serve: Serve) -> None:
+        """What it cut off is not taken for whole."""
+        server = serve(toy_model('<tool_call>{"name": "get_weather", "arguments": {"city": ["Rome"], "x": 1}}'))
+        expected = ("", [("get_weather", '{"city": ["Rome"')], "tool_calls")
+        assert whole(ask(server, stop="]")) == said(stream(server, stop="]")) == expected
+
     def test_history_with_what_a_model_got_wrong(self, serve: Serve) -> None:
         """A reply whose arguments broke off can be sent back, as can calls and results of any order."""
         model = toy_model('<tool_call>{"name": "get_weather", "arguments": {"city": "Ro" me"}}</tool_call>')

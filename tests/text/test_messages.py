@@ -99,6 +99,8 @@ def test_what_was_given_stays_as_it_is() -> None:
         ([{"role": "user"}, {"role": "assistant", "tool_calls": 1}], "messages.1.tool_calls"),
         ([{"role": "assistant", "tool_calls": [1]}], "messages.0.tool_calls.0.function"),
         ([{"role": "assistant", "tool_calls": [{"function": "f"}]}], "messages.0.tool_calls.0.function"),
+        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "messages.0.tool_calls.0.function.name"),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "messages.0.content.0.type"),
     ],
 )
 def test_what_is_wrong_is_named(messages: Any, param: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fermi.config import OpenAISettings
 from fermi.errors import ConfigError
 from fermi.text.reasoning import REASONING, ReasoningMarkers, ReasoningSplitter, reasoning_markers
 
@@ -109,6 +111,10 @@ def test_other_markers(markers: ReasoningMarkers, parts: list[str], cuts: list[i
 )
 def test_markers_of_templates(template: str, name: str) -> None:
     assert reasoning_markers(template) == REASONING[name]
+
+
+def test_the_setting_names_them_all() -> None:
+    assert set(get_args(OpenAISettings.model_fields["reasoning_parser"].annotation)) == {"auto", *REASONING}
 
 
 def test_the_setting_wins() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fermi.config import OpenAISettings
 from fermi.errors import ConfigError
 from fermi.text.tool_calls import FORMATS, tool_format
 from text.tool_replies import TOOLS, read, split
@@ -396,6 +397,10 @@ def test_chosen_from_real_templates(shared: Any, template: str, family: str) -> 
 )
 def test_chosen_from_signs(source: str, family: str) -> None:
     assert tool_format(source).name == family
+
+
+def test_the_setting_names_them_all() -> None:
+    assert set(get_args(OpenAISettings.model_fields["tool_parser"].annotation)) == {"auto", *FORMATS}
 
 
 def test_the_setting_wins() -> None:

@@ -82,7 +82,8 @@ class ChatText:
             if piece.finish_reason is not None:
                 self._add(delta, self._splitter.finish(), 0)
         if piece.finish_reason is not None and self.parser is not None and not self.over:
-            self._take(delta, *self.parser.finish(cut=piece.finish_reason == "length"))
+            cut = piece.finish_reason == "length" or piece.stopped_by is not None
+            self._take(delta, *self.parser.finish(cut=cut))
         return delta
 
     def _add(self, delta: ChatDelta, split: ReasoningDelta, tokens: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 
 from fermi.errors import ChatTemplateError, CheckpointError
 from fermi.text.abilities import Abilities
@@ -42,7 +43,7 @@ class ChatTemplate:
     The text already holds the special tokens: encode it with ``add_special_tokens=False``.
 
     Attributes:
-        supports_thinking: the template reacts to ``enable_thinking``.
+        supports_thinking: the template reacts to ``enable_thinking``, or to ``thinking`` as those of Granite do.
     """
 
     def __init__(
@@ -178,7 +179,10 @@ class ChatTemplate:
         return self._sources[name], self._templates[name]
 
     def _reacts_to_thinking(self, name: str) -> bool:
-        if "enable_thinking" not in self._sources[name]:
+        source = self._sources[name]
+        if "enable_thinking" not in source and "thinking" not in meta.find_undeclared_variables(
+            self._environment.parse(source)
+        ):
             return False
         variables = self._special_tokens | {
             "messages": [{"role": "user", "content": "?"}],
@@ -187,7 +191,10 @@ class ChatTemplate:
             "add_generation_prompt": True,
         }
         try:
-            on, off = (self._templates[name].render(variables, enable_thinking=value) for value in (True, False))
+            on, off = (
+                self._templates[name].render(variables, enable_thinking=value, thinking=value)
+                for value in (True, False)
+            )
         except Exception:  # a template that refuses this conversation: it names the variable, so take its word
             return True
         return on != off

@@ -71,6 +71,8 @@ def _tool_call(call: object, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping):
         raise RequestError(f"{where}.function must be an object", param=f"{where}.function")
+    if not isinstance(function.get("name"), str):
+        raise RequestError(f"{where}.function.name must be a string", param=f"{where}.function.name")
     return {**call, "function": {**function, "arguments": _arguments(function.get("arguments"))}}
 
 
