@@ -105,12 +105,14 @@ class Pool:
 
     def _by_suitability(self, request: Request) -> list[int]:
         """Replicas that live: the one that holds most of the prompt's beginning, unless it is much busier than the
-        least busy, then by how many requests they have; among equals the one that got fewest so far."""
+        least busy, then by how many requests they have; among equals the one of the request's affinity, else the
+        one that got fewest so far."""
         living = [place for place, replica in enumerate(self._replicas) if replica.service.ready]
         if not living:
             return []
         busy = {place: self._replicas[place].service.open_requests for place in living}
-        order = sorted(living, key=lambda place: (busy[place], self._given[place], place))
+        home = request.affinity % len(self._replicas) if request.affinity else -1
+        order = sorted(living, key=lambda place: (busy[place], place != home, self._given[place], place))
         found = self._holding(request, living)
         allowed = busy[order[0]] + SLACK
         best = max(order, key=lambda place: found[place] if busy[place] <= allowed else 0)  # the first of equals

@@ -56,6 +56,7 @@ class Request:
         deadline: the time, by the engine's clock (seconds), at which the request ends as it is.
         priority: lower values run earlier and are preempted later; arrival decides among equals.
         cache_salt: requests with different salts share no cached block.
+        affinity: of several engines, requests of the same number other than 0 go to the same one, if it is not busier.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Request:
     deadline: float | None = None
     priority: int = 0
     cache_salt: int = 0
+    affinity: int = 0
     grammar: Grammar | None = None
 
 

@@ -16,7 +16,7 @@ from fermi.server.chat_run import Answer, Call, ChatRun, start_chat
 from fermi.server.chat_text import CallDelta, ChatDelta
 from fermi.server.generation import Generation
 from fermi.server.ids import new_id
-from fermi.server.logprobs import chat_logprobs
+from fermi.server.logprobs import chat_logprobs, prompt_logprobs
 from fermi.server.respond import respond
 from fermi.server.schema.chat import ChatBody
 from fermi.server.sse import data
@@ -47,17 +47,25 @@ class ChatReply:
 
     async def whole(self) -> dict[str, Any]:
         """The ``chat.completion`` object, when all is said."""
+        body = self.run.body
+        answers = await self.run.answers()
         choices = [
             {
                 "index": at,
                 "message": _message(answer),
                 "logprobs": self._logprobs(answer.logprobs),
                 "finish_reason": answer.finish_reason,
+                **({"token_ids": answer.token_ids} if body.return_token_ids else {}),
             }
-            for at, answer in enumerate(await self.run.answers())
+            for at, answer in enumerate(answers)
         ]
         usage = self.run.usage
-        document = {**self._head("chat.completion"), "choices": choices, "usage": usage.wire()}
+        document = {**self._head("chat.completion"), "choices": choices, "usage": usage.wire(), **self._prompt()}
+        scores = answers[0].prompt_logprobs
+        if body.prompt_logprobs is not None and scores is not None:
+            document["prompt_logprobs"] = prompt_logprobs(self.run.served.tokenizer, scores, body.prompt_logprobs)
+        if body.metadata is not None:
+            document["metadata"] = body.metadata
         return {**document, "performance": usage.performance()}
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -67,23 +75,32 @@ class ChatReply:
         if body.include_usage or body.continuous_usage:
             head["usage"] = None
         scores: list[list[TokenLogprobs]] = [[] for _ in self.run.choices]
+        token_ids: list[list[int]] | None = [[] for _ in self.run.choices] if body.return_token_ids else None
         begun = False
         async for news in self.run.news():
             if not begun:
                 begun = True
                 for at in self.run.choices:
-                    yield self._chunk(head, at, {"role": "assistant", "content": ""})
+                    yield self._chunk({**head, **self._prompt()}, at, {"role": "assistant", "content": ""})
             at = news.index
+            ids = None
+            if token_ids is not None:
+                token_ids[at] += news.token_ids
+                ids = token_ids[at]
             scores[at] += news.logprobs
             for wire in _deltas(news.delta):
-                yield self._chunk(head, at, wire, scores[at])
+                yield self._chunk(head, at, wire, scores[at], token_ids=ids)
                 scores[at] = []
+                if token_ids is not None:
+                    ids = token_ids[at] = []
             if news.finish_reason is not None:
                 if scores[at]:  # of tokens without text
                     yield self._chunk(head, at, {"content": ""}, scores[at])
                     scores[at] = []
-                extra = {"performance": self.run.usage.performance()}
-                yield self._chunk({**head, **extra}, at, {}, finish_reason=news.finish_reason)
+                extra: dict[str, Any] = {"performance": self.run.usage.performance()}
+                if body.metadata is not None:
+                    extra["metadata"] = body.metadata
+                yield self._chunk({**head, **extra}, at, {}, finish_reason=news.finish_reason, token_ids=ids)
         if body.include_usage:
             usage = self.run.usage
             yield data({**head, "choices": [], "usage": usage.wire(), "performance": usage.performance()})
@@ -95,9 +112,12 @@ class ChatReply:
         delta: dict[str, Any],
         scores: list[TokenLogprobs] | None = None,
         finish_reason: str | None = None,
+        token_ids: list[int] | None = None,
     ) -> bytes:
         logprobs = self._logprobs(scores) if scores else None
         choice = {"index": at, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        if token_ids is not None:
+            choice["token_ids"] = token_ids
         usage = {"usage": self.run.usage.wire()} if self.run.body.continuous_usage else {}
         return data({**head, "choices": [choice], **usage})
 
@@ -113,7 +133,13 @@ class ChatReply:
         wanted = self.run.params.logprobs
         if wanted is None:
             return None
-        return {"content": chat_logprobs(self.run.served.tokenizer, scores, wanted), "refusal": None}
+        as_ids = bool(self.run.body.return_tokens_as_token_ids)
+        content = chat_logprobs(self.run.served.tokenizer, scores, wanted, as_ids=as_ids)
+        return {"content": content, "refusal": None}
+
+    def _prompt(self) -> dict[str, Any]:
+        """What is told of the prompt's tokens."""
+        return {"prompt_token_ids": list(self.run.prompt.token_ids)} if self.run.body.return_token_ids else {}
 
 
 def _message(answer: Answer) -> dict[str, Any]:

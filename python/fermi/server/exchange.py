@@ -35,6 +35,7 @@ class Exchange:
         model: the name of the model that works for it.
         usage: what it has taken so far.
         sampling: what was asked for, where the model generates.
+        user: who its client says is behind it.
         client_left: it did, before the answer was complete.
         log_prompts: their text may be logged.
         record: called once when the request is answered and no model works for it any more, whichever comes later.
@@ -48,6 +49,7 @@ class Exchange:
     model: str = ""
     usage: Usage | None = None
     sampling: SamplingParams | None = None
+    user: str = ""
     client_left: bool = False
     log_prompts: bool = False
     record: Callable[[Exchange], None] | None = None

@@ -27,6 +27,7 @@ class Piece:
     Attributes:
         texts: what became certain with each token and, when the choice has ended, without one.
         stopped_by: the stop string that ended the choice.
+        token_ids: all that came, a stop token included.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Piece:
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     stopped_by: str | None = None
+    token_ids: Sequence[int] = ()
 
     @property
     def text(self) -> str:
@@ -145,6 +147,7 @@ class Choice:
             finish_reason,
             event.prompt_logprobs,
             self._text.stopped_by,
+            event.token_ids[:tokens],
         )
 
 

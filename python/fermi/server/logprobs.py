@@ -12,12 +12,18 @@ from fermi.text.tokenizer import Tokenizer
 LOWEST = -9999.0  # JSON has no minus infinity; OpenAI's own servers say this
 
 
-def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs], top: int) -> list[dict[str, Any]]:
-    """The entries of ``choices[].logprobs.content``, each with its ``top`` likeliest tokens."""
+def chat_logprobs(
+    tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs], top: int, *, as_ids: bool = False
+) -> list[dict[str, Any]]:
+    """The entries of ``choices[].logprobs.content``, each with its ``top`` likeliest tokens.
+
+    ``as_ids``: tokens are written as their ids, which no two of them share.
+    """
 
     def entry(token_id: int, logprob: float) -> dict[str, Any]:
         raw = tokenizer.token_bytes(token_id)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, LOWEST), "bytes": list(raw)}
+        text = _as_id(token_id) if as_ids else raw.decode("utf-8", "replace")
+        return {"token": text, "logprob": max(logprob, LOWEST), "bytes": list(raw)}
 
     return [
         {**entry(token.token_id, token.logprob), "top_logprobs": [entry(*each) for each in token.top[:top]]}
@@ -30,11 +36,13 @@ class CompletionLogprobs:
     """``choices[].logprobs`` of the completions endpoint, as it grows.
 
     Attributes:
+        as_ids: tokens are written as their ids.
         offset: characters of the text before the next token.
     """
 
     tokenizer: Tokenizer
     top: int
+    as_ids: bool = False
     offset: int = 0
     tokens: list[str] = field(default_factory=list)
     token_logprobs: list[float | None] = field(default_factory=list)
@@ -63,10 +71,10 @@ class CompletionLogprobs:
         return wire
 
     def _add(self, token_id: int, score: TokenLogprobs | None) -> None:
-        text = self.tokenizer.token_text(token_id)
+        text = self._text(token_id)
         self.tokens.append(text)
         self.text_offset.append(self.offset)
-        self.offset += len(text)
+        self.offset += len(self.tokenizer.token_text(token_id) if self.as_ids else text)
         if score is None:
             self.token_logprobs.append(None)
             self.top_logprobs.append(None)
@@ -74,7 +82,34 @@ class CompletionLogprobs:
         # Harnesses compare the token's number with the largest as floats: both are the same object here.
         likeliest: dict[str, float] = {}
         for each, logprob in score.top[: self.top]:
-            likeliest.setdefault(self.tokenizer.token_text(each), max(logprob, LOWEST))
+            likeliest.setdefault(self._text(each), max(logprob, LOWEST))
         own = max(score.logprob, LOWEST)
         self.token_logprobs.append(own)
         self.top_logprobs.append({**likeliest, text: own} if text not in likeliest else likeliest)
+
+    def _text(self, token_id: int) -> str:
+        return _as_id(token_id) if self.as_ids else self.tokenizer.token_text(token_id)
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, scores: Sequence[TokenLogprobs | None], top: int
+) -> list[dict[str, Any] | None]:
+    """vLLM's ``prompt_logprobs``: of each token of the prompt but the first, by token id its own and the likeliest."""
+
+    def entry(token_id: int, logprob: float, rank: int) -> dict[str, Any]:
+        return {"logprob": max(logprob, LOWEST), "rank": rank, "decoded_token": tokenizer.token_text(token_id)}
+
+    wire: list[dict[str, Any] | None] = []
+    for score in scores:
+        if score is None:
+            wire.append(None)
+            continue
+        entries = {str(score.token_id): entry(score.token_id, score.logprob, score.rank)}
+        for rank, (token_id, logprob) in enumerate(score.top[:top], 1):
+            entries.setdefault(str(token_id), entry(token_id, logprob, rank))
+        wire.append(entries)
+    return wire
+
+
+def _as_id(token_id: int) -> str:
+    return f"token_id:{token_id}"

@@ -99,6 +99,7 @@ class Requests:
             duration_ms=round(1000 * seconds, 1),
             **used,
             **({"key_id": exchange.key_id} if exchange.key_id else {}),
+            **({"user": exchange.user} if exchange.user else {}),
         )
         self._metrics.ended(exchange, endpoint, status, seconds)
         if self._tracer is not None and path not in QUIET:

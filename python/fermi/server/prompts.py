@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fermi.engine.sequence import Grammar, Request
+from fermi.engine.token_rules import TokenRules
 from fermi.errors import ContextLengthError, RequestError
 from fermi.sampling_params import SamplingParams
 from fermi.server.exchange import exchange
@@ -42,15 +43,16 @@ def sampling_params(
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    n: int | None = None,
 ) -> SamplingParams:
     """The request's wishes over the defaults. RequestError names a field that is out of range.
 
-    A default penalty never touches a greedy request.
+    ``n``: other than the request's. A default penalty never touches a greedy request.
     """
     defaults = served.defaults
     temperature = defaults.temperature if body.temperature is None else body.temperature
     return SamplingParams(
-        n=body.n or 1,
+        n=n or body.n or 1,
         temperature=temperature,
         top_k=defaults.top_k if body.top_k is None else body.top_k,
         top_p=defaults.top_p if body.top_p is None else body.top_p,
@@ -72,6 +74,39 @@ def sampling_params(
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=body.skip_special_tokens is not False,
     )
+
+
+def shortened(prompt: Prompt, body: GenerationBody, served: ServedModel, asked: int | None) -> Prompt:
+    """The end of the prompt, where the request cuts its beginning off. ``asked``: tokens of the reply."""
+    keep = body.truncate_prompt_tokens
+    if keep is None:
+        return prompt
+    if keep == 0:
+        raise RequestError("truncate_prompt_tokens: must be -1 or at least 1", param="truncate_prompt_tokens")
+    if keep < 0:
+        keep = max(1, served.max_model_len - (1 if asked is None else asked))
+    if len(prompt.token_ids) <= keep:
+        return prompt
+    token_ids = prompt.token_ids[-keep:]
+    return Prompt(token_ids, None if prompt.text is None else served.tokenizer.decode(token_ids, False))
+
+
+def token_rules(body: GenerationBody, served: ServedModel, grammar: Grammar | None) -> Grammar | None:
+    """The grammar, and with it which tokens and words the reply may not hold."""
+    if not body.allowed_token_ids and not body.bad_words:
+        return grammar
+    size = served.tokenizer.vocab_size
+    for token_id in body.allowed_token_ids or ():
+        if token_id >= size:
+            message = f"allowed_token_ids: token id {token_id} is not in the vocabulary, 0 … {size - 1}"
+            raise RequestError(message, param="allowed_token_ids")
+    forbidden: list[list[int]] = []
+    for word in body.bad_words or ():
+        for written in (word.lstrip() or word, " " + word.lstrip()):  # within a text, and as a word of its own
+            token_ids = served.tokenizer.encode(written, add_special_tokens=False)
+            if token_ids not in forbidden:
+                forbidden.append(token_ids)
+    return TokenRules(allowed=body.allowed_token_ids or (), forbidden=forbidden, grammar=grammar)
 
 
 def room(served: ServedModel, prompt: Prompt, asked: int | None, *, default: int, param: str, field: str) -> int:
@@ -114,6 +149,7 @@ def engine_request(
     grammar: Grammar | None = None,
 ) -> Request:
     """The request for the engine; the deadline is the nearer of the client's and the server's."""
+    exchange().user = body.user or body.safety_identifier or ""
     limits = [body.timeout] if body.timeout is not None else []
     limits += [timeout_ms / 1000] if timeout_ms else []
     return Request(
@@ -124,7 +160,8 @@ def engine_request(
         deadline=time.monotonic() + min(limits) if limits else None,
         priority=body.priority or 0,
         cache_salt=_salt(exchange().cache_owner, body.cache_salt or ""),
-        grammar=grammar,
+        affinity=_salt(body.prompt_cache_key or ""),
+        grammar=token_rules(body, served, grammar),
     )
 
 

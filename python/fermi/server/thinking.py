@@ -67,11 +67,13 @@ class ThinkingPlan:
         place: Place = "in_content" if body.thinking == "on" else "apart"
         if body.reasoning_format is not None:
             place = _PLACES[body.reasoning_format]
+        if body.include_reasoning is not None:
+            place = "apart" if body.include_reasoning else "dropped"
         return cls(True, place, markers, tokens, share)
 
     def template_variables(self, body: ChatBody) -> dict[str, Any]:
         """What the chat template is told."""
-        variables: dict[str, Any] = {"enable_thinking": self.on}
+        variables: dict[str, Any] = {"enable_thinking": self.on, "thinking": self.on}
         if body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
         if self.tokens is not None:

@@ -116,4 +116,7 @@ class MessagesBody(Prompted):
         "logprobs": (False,),
         "top_logprobs": (0,),
         "stream_options": (),
+        "prompt_logprobs": (),
+        "return_token_ids": (False,),
+        "return_tokens_as_token_ids": (False,),
     }

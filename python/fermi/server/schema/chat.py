@@ -43,6 +43,7 @@ class ChatBody(GenerationBody):
     thinking: Annotated[Thinking, BeforeValidator(parse_thinking)] | None = None
     reasoning_effort: Effort | None = None
     reasoning_format: ReasoningFormat | None = None
+    include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None

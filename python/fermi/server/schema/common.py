@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
+from fermi.errors import RequestError
 from fermi.server.schema.body import Body as Body
 from fermi.server.schema.structured import StructuredBody
 
@@ -14,6 +15,11 @@ Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
 
 
 def _one_or_many(value: Any) -> Any:
@@ -28,6 +34,8 @@ class StreamOptions(Body):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
 
 
 class GenerationBody(StructuredBody):
@@ -57,21 +65,51 @@ class GenerationBody(StructuredBody):
     timeout: Annotated[float, Field(gt=0)] | None = None  # seconds, queue included
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None  # lower runs first
     cache_salt: Annotated[str, Field(min_length=1)] | None = None  # prompts share cached blocks only with equal salt
+    allowed_token_ids: list[TokenId] | None = None
+    bad_words: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=1024)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None  # the last so many; -1: as many as fit
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None  # in logprobs: token_id:123 in place of the text
     user: str | None = None
+    safety_identifier: str | None = None
+    metadata: Metadata | None = None
+    prompt_cache_key: str | None = None
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "use_beam_search": (False,),
         "length_penalty": (1.0,),
-        "allowed_token_ids": ([],),
-        "bad_words": ([],),
-        "prompt_logprobs": (),
-        "truncate_prompt_tokens": (),
-        "return_tokens_as_token_ids": (False,),
-        "return_token_ids": (False,),
         "logits_processors": ([],),
         "guided_whitespace_pattern": (),
         "structural_tag": (),
+        "moderation": (),
+        "prompt_cache_options": (),
+        "prompt_cache_retention": ("in_memory", "in-memory"),
+        "typical_p": (1, 1.0),
+        "tfs_z": (1, 1.0),
+        "top_a": (0, 0.0),
+        "mirostat": (0,),
+        "mirostat_mode": (0,),
+        "dry_multiplier": (0, 0.0),
+        "xtc_probability": (0, 0.0),
+        "dynatemp_range": (0, 0.0),
+        "ebnf": (),
+        "regex": (),
     }
+
+    def refuse_unsupported(self) -> None:
+        """As every body; also what a stream alone could honour."""
+        super().refuse_unsupported()
+        options = self.stream_options
+        if options is None:
+            return
+        if not self.stream and (options.include_usage or options.continuous_usage_stats):
+            raise RequestError("stream_options: only streams have options: set stream to true", param="stream_options")
+        try:
+            options.refuse_unsupported()
+        except RequestError as error:
+            param = f"stream_options.{error.param}"
+            raise RequestError(f"stream_options.{error}", param=param, code=error.code) from None
 
     @property
     def include_usage(self) -> bool:
