@@ -35,7 +35,7 @@ class PoolMachine(RuleBasedStateMachine):
         if needed > self.pool.available - self.pool.idle(found):
             return
         before = [block for chain, _, _ in self.chains for block in chain]
-        self.pool.take(found, len(tokens), BLOCK * len(found))
+        self.pool.take(found)
         blocks = found + [self.pool.allocate() for _ in range(needed)]
         assert not set(blocks[len(found) :]) & set(before)  # nothing in use is handed out
         assert len(set(blocks)) == len(blocks)
@@ -122,7 +122,7 @@ def test_lfu_evicts_what_was_found_least() -> None:
     pool.release([first, second, third])
     for block, times in ((first, 2), (third, 1)):
         for _ in range(times):
-            pool.take(pool.find([bytes([block])])[0], BLOCK, BLOCK)
+            pool.take(pool.find([bytes([block])])[0])
             pool.release([block])
     assert [pool.allocate() for _ in range(3)] == [second, third, first]
 
@@ -140,7 +140,7 @@ def test_the_version_tells_when_others_may_be_found() -> None:
     (block,) = published(pool, 1)
     versions.append(pool.version)
     pool.release([block])
-    pool.take(pool.find([bytes([block])])[0], BLOCK, BLOCK)
+    pool.take(pool.find([bytes([block])])[0])
     pool.release([block])
     assert pool.version == versions[-1]
     pool.allocate()  # evicts it
@@ -158,9 +158,8 @@ def test_without_a_policy_nothing_is_kept() -> None:
 
 def test_the_hit_rate_counts_tokens() -> None:
     pool = BlockPool(4, BLOCK, LRU())
-    blocks = published(pool, 2)
-    pool.release(blocks)
-    pool.take(pool.find([bytes([block]) for block in blocks])[0], 16, 4)
+    pool.count(12, 4)
+    pool.count(4, 0)
     assert pool.stats().hit_rate == 0.25
 
 

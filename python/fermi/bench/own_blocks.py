@@ -16,10 +16,10 @@ class OwnBlocks(Scheduler):
     """
 
     def _admit(self, sequence: Sequence, plan: Plan) -> bool:
-        blocks = -(-len(sequence.token_ids) // self.pool.block_size) * len(self.limits.windows)
+        blocks = -(-len(sequence.token_ids) // self.pool.block_size) * self.holdings.groups
         if self.pool.available < 2 * blocks or not super()._admit(sequence, plan):
             return False
         for table in sequence.tables:
             for place in range(table.dropped, sequence.published):
-                self._copy_on_write(table, place, plan)
+                self.holdings.own(table, place, plan.copies)
         return True

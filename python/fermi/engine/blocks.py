@@ -189,12 +189,15 @@ class BlockPool:
         """How many of the blocks are unreferenced, so that taking them uses up available ones."""
         return sum(1 for block in blocks if self._references[block] == 0)
 
-    def take(self, blocks: Sequence[int], queried_tokens: int, hit_tokens: int) -> None:
-        """References found blocks, and counts the look-up they came from."""
+    def take(self, blocks: Sequence[int]) -> None:
+        """References found blocks."""
         for block in blocks:
             if self._references[block] == 0:
                 self._eviction.remove(block)
             self._references[block] += 1
             self._eviction.hit(block)
+
+    def count(self, queried_tokens: int, hit_tokens: int) -> None:
+        """Counts a look-up."""
         self._queried_tokens += queried_tokens
         self._hit_tokens += hit_tokens

@@ -14,6 +14,7 @@ from fermi.engine.blocks import BlockPool
 from fermi.engine.config import EngineConfig, cache_size
 from fermi.engine.event import Event
 from fermi.engine.eviction import eviction_policy
+from fermi.engine.holdings import Holdings
 from fermi.engine.layer_groups import LayerGroups
 from fermi.engine.limits import Limits
 from fermi.engine.plan import Plan, StepOutput, Work
@@ -21,7 +22,6 @@ from fermi.engine.runner import Runner
 from fermi.engine.sampling import Sampling
 from fermi.engine.scheduler import Scheduler, SchedulerStats
 from fermi.engine.sequence import Group, Request, Table
-from fermi.engine.window import Window
 from fermi.errors import EngineError
 from fermi.models import KVCache, KVSpec, Model
 
@@ -215,22 +215,22 @@ class Engine:
         request = Request(id="", prompt_token_ids=token_ids, sampling=Sampling(max_tokens=0))
         self.check(request)
         pool, limits = self._scheduler.pool, self._scheduler.limits
-        chunk, windows = limits.max_scored_rows, [Window(window, pool.block_size) for window in limits.windows]
+        chunk = limits.max_scored_rows
+        holdings = Holdings(pool, limits.windows, chunk)
         sequence = Group(request, 0.0, 0, b"").sequences[0]
-        sequence.tables = [Table([]) for _ in windows]
-        needed = sum(window.most_blocks(len(token_ids), chunk) for window in windows)
+        sequence.tables = holdings.empty()
+        needed = holdings.most_blocks(len(token_ids))
         if needed > pool.available:
             raise EngineError(f"{len(token_ids)} tokens need {needed} blocks; {pool.available} are free")
         logits = np.empty((len(token_ids), limits.vocab_size), np.float32)
         try:
             for start in range(0, len(token_ids), chunk):
                 length = min(chunk, len(token_ids) - start)
-                for window, table in zip(windows, sequence.tables, strict=True):
-                    pool.release(table.drop(window.first_block(start)))
-                    while len(table.blocks) * pool.block_size < start + length:
-                        table.blocks.append(pool.allocate())
+                sequence.computed = start
+                holdings.drop(sequence)
+                holdings.extend(sequence, 0)
                 work = Work(sequence, start, length, scored=start, scores=length)
                 logits[start : start + length] = self._runner.compute([work])
         finally:
-            pool.release(sequence.held)
+            holdings.release(sequence)
         return logits

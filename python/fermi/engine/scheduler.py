@@ -10,11 +10,11 @@ from operator import attrgetter
 
 from fermi.engine.blocks import BlockPool, PoolStats, block_key, root_key
 from fermi.engine.event import Event, FinishReason, Timing, TokenLogprobs
+from fermi.engine.holdings import Holdings
 from fermi.engine.limits import Limits
 from fermi.engine.pace import Pace
 from fermi.engine.plan import Plan, StepOutput, Work
-from fermi.engine.sequence import Group, Request, Sequence, Table
-from fermi.engine.window import Window
+from fermi.engine.sequence import Group, Request, Sequence
 from fermi.errors import RequestError
 
 __all__ = ["Scheduler", "SchedulerStats"]
@@ -51,17 +51,13 @@ class Scheduler:
     arrival) gives up its blocks and is computed again later, so the first in order always advances and every request
     ends.
 
-    Each group of layers has blocks of its own. Where it looks through a window, a sequence gives back those that have
-    left it after each step, and a prompt gets blocks for a window and a step's tokens at a time: if no group sees
-    everything, it may be longer than the pool. What was given back may stay in the prefix cache; a prompt goes on after
-    the longest start of which each group finds what it sees.
+    Where no group of layers sees everything, a prompt may be longer than the pool (see `Holdings`).
     """
 
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
         self.pool = pool
         self.limits = limits
-        self._windows = [Window(window, pool.block_size) for window in limits.windows]
-        self._sliding = [(group, window) for group, window in enumerate(self._windows) if window.tokens]
+        self.holdings = Holdings(pool, limits.windows, limits.max_num_batched_tokens)
         self._pace = Pace(limits.stream_slowdown)
         self._groups: dict[str, Group] = {}
         self._running: list[Sequence] = []  # both in order
@@ -185,37 +181,22 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, plan: Plan) -> bool:
         """Gives the next token blocks of its sequence's own; False if there are too few and that was preempted."""
-        place, pool = sequence.computed // self.pool.block_size, self.pool
-        while True:
-            missing = []
-            for table in sequence.tables:
-                if place == len(table.blocks) or pool.references(table.blocks[place]) > 1:
-                    missing.append(table)
-            if not missing or len(missing) <= pool.available:
-                break
+        while (lacking := self.holdings.lacking(sequence)) and len(lacking) > self.pool.available:
             victim = self._running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
-        for table in missing:
-            if place == len(table.blocks):
-                table.blocks.append(pool.allocate())
-            else:
-                self._copy_on_write(table, place, plan)
+        for table in lacking:
+            self.holdings.own(table, sequence.computed // self.pool.block_size, plan.copies)
         return True
-
-    def _copy_on_write(self, table: Table, place: int, plan: Plan) -> None:
-        shared, own = table.blocks[place], self.pool.allocate()
-        plan.copies.append((shared, own))
-        table.blocks[place] = own
-        self.pool.release([shared])
 
     def _schedule_prefills(self, plan: Plan, budget: int) -> None:
         """Chunks of prompts: the first in order gets half of the tokens and rows, and what the others leave."""
         rows = self.limits.max_scored_rows
         prefilling = [sequence for sequence in self._running if not sequence.decodes]
+        spare = (len(self._running) - 1) * self.holdings.groups
         for sequence in prefilling:
-            self._extend(sequence)
+            self.holdings.extend(sequence, spare)
         kept = min(prefilling[0].remaining, (budget + 1) // 2) if prefilling else 0
         kept_rows = (rows + 1) // 2 if prefilling else 0
         budget, rows = budget - kept, rows - kept_rows
@@ -256,88 +237,21 @@ class Scheduler:
         for sequence in born[places:]:
             insort(self._waiting, sequence, key=_order)
         for sequence in born[:places]:
-            sequence.tables = [Table(table.blocks, table.dropped) for table in parent.tables]
-            self.pool.share(sequence.held)
+            self.holdings.share(parent, sequence)
             insort(self._running, sequence, key=_order)
         return born[:places]
 
     def _admit(self, sequence: Sequence, plan: Plan) -> bool:
-        """Gives a waiting sequence blocks, found ones first, for all its tokens or as many as its windows let it hold
-        at a time; False where there are too few."""
-        pool, group = self.pool, sequence.group
-        spare = len(self._running) * len(self._windows)  # each that runs may soon need one of each group
-        if pool.available <= spare:
+        """Gives a waiting sequence blocks; False where there are too few."""
+        group = sequence.group
+        must_score = sequence.index == 0 and group.scored < sequence.prompt_length - 1
+        spare = len(self._running) * self.holdings.groups  # each that runs may soon need one of each group
+        if not self.holdings.admit(sequence, spare, plan.copies, reuse=not must_score):
             return False
-        found = self._find(sequence)
-        known = len(found[0])
-        computed = min(known * pool.block_size, len(sequence.token_ids) - 1)
-        tables = []
-        for window, blocks in zip(self._windows, found, strict=True):
-            dropped = window.first_block(computed)
-            tables.append(Table([0] * dropped + blocks[dropped:], dropped))
-        taken = [block for table in tables for block in table.held]
-        rewritten = tables if computed < known * pool.block_size else []  # the last token's blocks
-        shared = [table for table in rewritten if pool.references(table.blocks[-1]) > 0]
-        missing = sum(self._ends(sequence, tables)) - known * len(tables)
-        needed = min(missing, pool.total - len(taken)) + len(shared)
-        if needed + spare > pool.available - pool.idle(taken):
-            return False
-        fresh = sequence.output_length == 0 and sequence.index == 0 and group.started is None
-        pool.take(taken, len(sequence.token_ids) if fresh else 0, computed if fresh else 0)
-        if fresh:
-            group.cached_tokens = computed
-        sequence.tables = tables
-        sequence.found = None
-        sequence.computed = computed
-        sequence.published = known - bool(rewritten)
-        for table in rewritten:
-            if table in shared:
-                self._copy_on_write(table, known - 1, plan)
-            else:
-                pool.withdraw(table.blocks[-1])
-        self._extend(sequence)
+        if sequence.output_length == 0 and sequence.index == 0 and group.started is None:
+            group.cached_tokens = sequence.computed
+            self.pool.count(len(sequence.token_ids), sequence.computed)
         return True
-
-    def _find(self, sequence: Sequence) -> list[list[int]]:
-        """The blocks of each group that the prefix cache has for the sequence's start, as far as all have them."""
-        pool, length = self.pool, len(sequence.token_ids)
-        must_score = sequence.index == 0 and sequence.group.scored < sequence.prompt_length - 1
-        if not pool.caches or must_score:
-            return [[] for _ in self._windows]
-        if sequence.found is None or sequence.found[0] != pool.version:
-            keys = (sequence.key(place, pool.block_size) for place in range(length // pool.block_size))
-            sequence.found = pool.version, pool.find(keys, [window.chain for window in self._windows])
-        return sequence.found[1]
-
-    def _extend(self, sequence: Sequence) -> None:
-        """Gives a prompt the blocks that its windows let it hold, as far as the others that run leave some."""
-        tables = sequence.tables
-        missing = [
-            (place, group)
-            for group, end in enumerate(self._ends(sequence, tables))
-            for place in range(len(tables[group].blocks), end)
-        ]
-        if missing:
-            others = len(self._running) - (sequence in self._running)
-            spare = max(0, self.pool.available - others * len(tables))
-            for _, group in sorted(missing)[:spare]:  # tokens are computed only as far as all groups have blocks
-                tables[group].blocks.append(self.pool.allocate())
-
-    def _ends(self, sequence: Sequence, tables: list[Table]) -> list[int]:
-        """Of each table, the number of the block after the last that a prompt may hold."""
-        length, chunk = len(sequence.token_ids), self.limits.max_num_batched_tokens
-        end = -(-length // self.pool.block_size)
-        return [
-            min(end, table.dropped + window.most_blocks(length, chunk))
-            for window, table in zip(self._windows, tables, strict=True)
-        ]
-
-    def _drop(self, sequence: Sequence) -> None:
-        """Gives back the blocks that no query will see again."""
-        for group, window in self._sliding:
-            table, first = sequence.tables[group], window.first_block(sequence.computed)
-            if first > table.dropped:
-                self.pool.release(table.drop(first))
 
     def _preempt(self, sequence: Sequence) -> None:
         self._give_up(sequence)
@@ -346,7 +260,7 @@ class Scheduler:
     def _give_up(self, sequence: Sequence) -> None:
         """Lets a running sequence wait, to be computed again."""
         self._running.remove(sequence)
-        self._release(sequence)
+        self.holdings.release(sequence)
         insort(self._waiting, sequence, key=_order)
 
     def _switch_rope(self, sequence: Sequence) -> None:
@@ -355,13 +269,6 @@ class Scheduler:
         sequence.rope_length = len(sequence.token_ids)
         sequence.root = self._root(sequence.group.request, sequence.rope_length)
         sequence.keys = []
-
-    def _release(self, sequence: Sequence) -> None:
-        for table in sequence.tables:
-            self.pool.release(table.held)
-        sequence.tables = []
-        sequence.computed = 0
-        sequence.published = 0
 
     # Its results
 
@@ -388,21 +295,16 @@ class Scheduler:
 
     def _advance(self, work: Work) -> None:
         """Counts tokens as computed, offers blocks that are full now to the prefix cache, and gives back old ones."""
-        sequence, pool = work.sequence, self.pool
+        sequence = work.sequence
         sequence.computed = work.start + work.length
-        full = sequence.computed // pool.block_size
-        if pool.caches:
-            for place in range(sequence.published, full):
-                for group, table in enumerate(sequence.tables):
-                    pool.publish(table.blocks[place], sequence.key(place, pool.block_size), group)
-        sequence.published = full
+        self.holdings.publish(sequence)
         for sibling in work.draws[1:]:
             sibling.computed = sequence.computed
-            sibling.published = full
+            sibling.published = sequence.published
             sibling.keys = sequence.keys[:]
-        if self._sliding:
+        if self.holdings.slides:
             for each in work.draws or [sequence]:
-                self._drop(each)
+                self.holdings.drop(each)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, now: float) -> None:
         group = sequence.group
@@ -452,7 +354,7 @@ class Scheduler:
         started = now if group.started is None else group.started
         first = now if group.first_token is None else group.first_token
         event.timing = Timing(started - group.arrival, first - started, now - first)
-        self._release(sequence)
+        self.holdings.release(sequence)
         sequence.finished = True
         sequence.draws = None
         for queue in (self._running, self._waiting):
