@@ -9,11 +9,15 @@ from typing import Any, Literal
 
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fermi.config import load_settings
 from fermi.defaults import Defaults
 from fermi.server.loading import load_served
+from fermi.server.responses.schema import ResponseBody
+from fermi.server.schema.chat import ChatBody
 from fermi.server.served import ServedModel
 from server.responses_oracle import check_response, events_of, rebuilt
 from server.running import Running, Serve, serving
@@ -453,6 +457,32 @@ class TestRefused:
         server = serve(toy_model(), settings=settings_with(default_system_prompt="Be kind."))
         items = [{"role": "user", "content": "A"}, {"role": "user", "content": [{"type": "input_audio"}]}]
         assert refused(server, instructions="Be brief.", input=items)["param"] == "input.1.content.0.type"
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-5, 70000) | st.floats(allow_nan=False, allow_infinity=False)
+WORDS = st.sampled_from(["", "auto", "message", "function", "function_call", "reasoning", "user", "json_schema", "x"])
+KEYS = st.sampled_from(["type", "role", "content", "id", "call_id", "output", "name", "schema", "format", "arguments"])
+KEYS |= st.sampled_from(["summary", "parameters", "effort", "text", "tools", "mode", "encrypted_content", "status"])
+VALUES = st.recursive(
+    LEAVES | WORDS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=8
+)
+FIELDS = sorted({*ResponseBody.model_fields, *ResponseBody.refused, *ChatBody.model_fields, *ChatBody.refused})
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=3), items=st.just("Hi") | VALUES)
+def test_any_json_gets_an_answer(toy_server: Running, body: dict[str, Any], items: object) -> None:
+    with toy_server.http() as http:
+        reply = http.post(PATH, json={"input": items, **body})
+    if reply.status_code == 200:
+        for event in events_of(reply) if body.get("stream") else ():
+            assert event
+        if not body.get("stream"):
+            check_response(reply.json())
+        return
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (reply.status_code, error["code"]) == (404, "model_not_found") or reply.status_code == 400
 
 
 class Answer(BaseModel):

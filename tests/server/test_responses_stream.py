@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from itertools import islice
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from fermi.server.chat_text import CallDelta, ChatDelta
 from fermi.server.errors import failure_of
 from fermi.server.generation import Usage
 from fermi.server.responses.events import Growing
+from server.live import Paced, wait_for
 from server.responses_oracle import check_event, check_response, events_of, rebuilt
 from server.running import Running, Serve
 from server.toy import ScriptedStream, byte_tokenizer, service_of, settings_with, toy_model
@@ -187,6 +190,52 @@ def test_obfuscation(toy_server: Running) -> None:
     assert {(len(event["delta"]) + len(event["obfuscation"])) % 32 for event in deltas} == {0}
     assert len({event["obfuscation"] for event in deltas}) == len(deltas)
     assert not any("obfuscation" in event for event in stream_of(toy_server))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_cut_at_every_event(serve: Serve, background: bool) -> None:
+    """A client that leaves, after whichever event, leaves nothing behind; what is in the background goes on."""
+    paced = Paced()
+    server = serve(paced.served(), settings=settings_with(response_store=":memory:"))
+    body = {"input": "Hi", "stream": True, "max_output_tokens": 8, "ignore_eos": True, "background": background}
+    for cut in range(1, 18):  # there are at most so many
+        with server.http() as http, http.stream("POST", PATH, json=body) as reply:
+            lines = (line for line in reply.iter_lines() if line.startswith("data: "))
+            events = [json.loads(line[6:]) for line in islice(lines, cut)]
+        wait_for(lambda: paced.idle)
+        if background:
+            with server.http() as http:
+                followed = events_of(http.get(f"{PATH}/{events[0]['response']['id']}?stream=true"))
+            assert followed[-1]["type"] == "response.incomplete"
+            assert followed[:cut] == events
+    wait_for(lambda: not server.listener.state.running)
+
+
+def test_many_at_once_and_half_of_them_leave(serve: Serve) -> None:
+    paced = Paced()
+    server = serve(paced.served(), settings=settings_with(response_store=":memory:"))
+    body = {"input": "Hi", "stream": True, "max_output_tokens": 30, "ignore_eos": True}
+
+    async def client(http: httpx.AsyncClient, number: int) -> str:
+        async with http.stream("POST", PATH, json={**body, "background": number % 4 == 0}) as reply:
+            assert reply.status_code == 200
+            kind = ""
+            async for line in reply.aiter_lines():
+                kind = line[7:] if line.startswith("event: ") else kind
+                if number % 2 and kind.endswith(".delta"):
+                    break
+            return kind
+
+    async def all_of_them() -> list[str]:
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as http:
+            return await asyncio.gather(*(client(http, number) for number in range(100)))
+
+    ends = asyncio.run(all_of_them())
+    assert set(ends[::2]) == {"response.incomplete"}
+    assert set(ends[1::2]) == {"response.output_text.delta"}
+    wait_for(lambda: paced.idle)
+    wait_for(lambda: not server.listener.state.running)
 
 
 def _says_then(error: BaseException) -> Any:
