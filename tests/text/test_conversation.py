@@ -169,6 +169,11 @@ def test_no_place_for_the_system() -> None:
     assert shown(template, [SYSTEM, {"role": "assistant", "content": "Hi"}]) == "[user]Be brief.[assistant]Hi"
 
 
+def test_tools_by_the_name_that_the_template_has_for_them() -> None:
+    template = ChatTemplate("{% for t in xml_tools or [] %}<{{ t.function.name }}>{% endfor %}" + EACH + "{% endfor %}")
+    assert shown(template, [ASK], [WEATHER]) == "<get_weather>[user]Weather?"
+
+
 def test_tools_go_behind_the_words_of_the_system() -> None:
     template = ChatTemplate("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
     text = shown(template, [SYSTEM, ASK], [WEATHER])

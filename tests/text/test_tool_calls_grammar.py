@@ -175,6 +175,17 @@ class TestEveryFamily:
         assert said(compiler, lark, walk(compiler, format.lark(TOOLS, required=True, tokens=tokens), 1)) == "ends"
 
 
+def test_no_arguments_but_those_that_are_named(compiler: GrammarCompiler) -> None:
+    """As OpenAI has it, a function without parameters takes none."""
+    hermes, tokens = of(compiler, "hermes")
+    open_ended = tool("open", {"type": "object", "properties": {}, "additionalProperties": True})
+    lark = hermes.lark([ANY, open_ended], required=True, parallel=False, tokens=tokens)
+    call = '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>'
+    assert said(compiler, lark, call.format("any", "{}")) == "ends"
+    assert said(compiler, lark, call.format("any", '{"a": 1}')) != "ends"
+    assert said(compiler, lark, call.format("open", '{"a": 1}')) == "ends"
+
+
 def test_what_cannot_be_enforced(compiler: GrammarCompiler) -> None:
     """Of a schema that is not strict it is left out; a strict one is refused."""
     schema = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}, "required": ["a"]}

@@ -148,7 +148,8 @@ class ChatTemplate:
         try:
             chat = _checked(messages)
             final = _mark_final_message(chat, continue_final_message, source) if continue_final_message else None
-            variables = {name: _plain(value) for name, value in {**self._special_tokens, **kwargs}.items()}
+            named = {"xml_tools": tools} if tools is not None and "xml_tools" in source else {}  # as SmolLM3's has it
+            variables = {name: _plain(value) for name, value in {**self._special_tokens, **named, **kwargs}.items()}
             text = template.render(
                 messages=chat,
                 tools=_plain(tools),

@@ -13,6 +13,8 @@ from fermi.text.tool_calls.functions import Function
 __all__ = ["Grammar", "answer_rules"]
 
 # Between JSON's tokens: unbounded, it is what weak models get lost in.
+# What lets an object have members beyond its properties.
+_MORE = {"additionalProperties", "patternProperties", "unevaluatedProperties", "anyOf", "oneOf", "allOf", "$ref"}
 WHITE_SPACE = r"( |\n{1,2}[ \t]{0,40})?"
 
 
@@ -57,8 +59,11 @@ class Grammar:
         return self.rule("json", _json(schema, strict=strict))
 
     def arguments(self, function: Function) -> str:
-        """The arguments of a function as a JSON object."""
-        return self.json({"type": "object", **function.parameters}, strict=function.strict)
+        """The arguments of a function as a JSON object, of the parameters that it names where it names them all."""
+        schema = {"type": "object", **(function.parameters or {"properties": {}})}
+        if "properties" in schema and not schema.keys() & _MORE:
+            schema["additionalProperties"] = False
+        return self.json(schema, strict=function.strict)
 
     def objects(self, functions: Sequence[Function], name: str = "name", arguments: str = "arguments") -> str:
         """A call as a JSON object with these keys."""
