@@ -1,6 +1,7 @@
 """Constrained decoding: a schema, expression or grammar becomes, at each step, the tokens that may come next."""
 
 from fermi.text.grammar.compiler import Grammar, GrammarCompiler
+from fermi.text.grammar.json_schema import readable_schema
 from fermi.text.grammar.spec import GBNF, Choice, GrammarSpec, JsonObject, JsonSchema, Lark, Regex, written_grammar
 from fermi.text.grammar.thinking import ThinkingBudget, after_thinking, bounds
 from fermi.text.grammar.thoughts import Thoughts
@@ -19,5 +20,6 @@ __all__ = [
     "Thoughts",
     "after_thinking",
     "bounds",
+    "readable_schema",
     "written_grammar",
 ]

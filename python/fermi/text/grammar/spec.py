@@ -12,6 +12,7 @@ from llguidance import LLMatcher, regex_to_lark
 
 from fermi.errors import RequestError
 from fermi.text.grammar.gbnf_lark import lark_of_gbnf
+from fermi.text.grammar.json_schema import readable_schema
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -117,7 +118,7 @@ def describe(spec: GrammarSpec) -> str:
 def _schema(schema: Mapping[str, Any], *, strict: bool) -> str:
     overrides: JsonCompileOptions = {"whitespace_pattern": WHITE_SPACE, "lenient": not strict}
     # A schema's own wishes are not taken: they would lift the bound of the white space.
-    own = {name: value for name, value in schema.items() if name != "x-guidance"}
+    own = {name: value for name, value in readable_schema(schema).items() if name != "x-guidance"}
     try:
         text = json.dumps(own)
     except (ValueError, TypeError, RecursionError) as error:
