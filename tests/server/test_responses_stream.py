@@ -252,7 +252,8 @@ def test_failure_behind_the_first_event(serve: Serve) -> None:
     with server.http() as http:
         events = events_of(http.post(PATH, json={"input": "Hi", "stream": True}))
         response = events[-1]["response"]
-        assert events[-1]["type"] == "response.failed"
+        assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
+        assert (events[-2]["code"], events[-2]["message"]) == ("engine_error", "The engine stopped.")
         assert (response["status"], response["error"]) == (
             "failed",
             {"code": "server_error", "message": "The engine stopped."},

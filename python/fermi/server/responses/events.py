@@ -128,6 +128,7 @@ class Growing:
         code = {429: "rate_limit_exceeded"}.get(failure.status, "server_error")
         self._document["error"] = {"code": code, "message": failure.message}
         yield from self._close("incomplete")
+        yield self._event("error", code=failure.code, message=failure.message, param=failure.param)
         yield self.told("response.failed", "failed")
 
     def cancel(self) -> None:

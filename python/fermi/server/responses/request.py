@@ -31,6 +31,7 @@ PATH = "/v1/responses"
 # Fields of a chat, and what they are called here; the first that fits the beginning of a name counts.
 _NAMES = (
     (re.compile(r"max_(completion_)?tokens\b"), "max_output_tokens"),
+    (re.compile(r"prompt\b"), "input"),
     (re.compile(r"response_format\.json_schema\b"), "text.format"),
     (re.compile(r"response_format\b"), "text.format"),
     (re.compile(r"reasoning_effort\b"), "reasoning.effort"),
