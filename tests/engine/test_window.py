@@ -10,6 +10,7 @@ import transformers
 
 from engine.fake_runner import blocks_needed
 from fermi import _C
+from fermi.engine import layer_groups
 from fermi.engine.engine import Engine, EngineConfig
 from fermi.engine.layer_groups import LayerGroups
 from fermi.engine.sampling import Sampling
@@ -61,7 +62,8 @@ def engine(model: Model, blocks: int, **config: Any) -> Engine:
     options = {"max_num_batched_tokens": 16, "max_num_seqs": 8, **config}
     made = Engine(model, EngineConfig(block_size=BLOCK_SIZE, kv_cache_memory=memory, **options))
     for tensor in made._runner._kv.tensors:  # type: ignore[attr-defined]
-        tensor.numpy()[:] = np.nan
+        if tensor.dtype == "f32":
+            tensor.numpy()[:] = np.nan
     return made
 
 
@@ -154,6 +156,16 @@ def test_every_logit(model: Model, reference: transformers.PreTrainedModel) -> N
     logits = made.logits(prompt)
     assert largest_error(logits, reference_logits(reference, prompt)) <= 1e-4
     assert made.stats().blocks.used == 0
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bf16", "i8"])
+def test_groups_change_no_bit(model: Model, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = prompt_of(0)
+    parted = engine(model, 400, kv_cache_dtype=dtype)
+    monkeypatch.setattr(layer_groups, "MOST_GROUPS", 1)
+    joined = engine(model, 400, kv_cache_dtype=dtype)
+    assert joined.layer_groups.windows == (max(model.windows) if min(model.windows) else 0,)
+    np.testing.assert_array_equal(parted.logits(prompt), joined.logits(prompt))
 
 
 def test_less_than_a_window_is_refused(model: Model) -> None:
