@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fermi.text.grammar.json_schema import readable_schema
 from fermi.text.tool_calls.functions import Function
 
 __all__ = ["Grammar", "answer_rules"]
@@ -111,7 +112,7 @@ def answer_rules(schema: Mapping[str, Any], *, strict: bool) -> str:
 
 def _json(schema: Mapping[str, Any], *, strict: bool) -> str:
     options = {"whitespace_pattern": WHITE_SPACE, **({} if strict else {"lenient": True})}
-    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+    return f"%json {json.dumps({**readable_schema(schema), 'x-guidance': options})}"
 
 
 def _quoted(text: str) -> str:
