@@ -36,7 +36,7 @@ class Dog(pydantic.BaseModel):
 
 
 class Record(pydantic.BaseModel):
-    """A model of many of pydantic's types."""
+    """Many of pydantic's types."""
 
     id: uuid.UUID
     born: datetime.date
@@ -102,8 +102,6 @@ def test_what_is_drawn_fits_the_schema_as_it_was_given(compiler: GrammarCompiler
             ended += 1
             value = json.loads(text_of(compiler.tokenizer, tokens))
             assert jsonschema_rs.is_valid(SCHEMAS[name], value), value
-            if name == "pydantic":
-                Record.model_validate(value)
     assert ended
 
 
