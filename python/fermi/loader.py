@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fermi import _C
 from fermi.config import Settings, load_settings
@@ -20,8 +20,9 @@ from fermi.engine.embedder import MAX_BATCH_TOKENS, Embedder
 from fermi.engine.engine import Engine, EngineConfig
 from fermi.errors import CheckpointError, ConfigError, FermiError
 from fermi.hub import resolve
-from fermi.models import Model, load_model, quantization_of
+from fermi.models import Model, load_model, quantization_of, read_config
 from fermi.models.embedding import EmbeddingModel, Task, is_embedding_model, load_embedding_model
+from fermi.models.fields import Fields
 from fermi.models.sentence_modules import SentenceModules
 from fermi.quantization import (
     WINDOW,
@@ -41,10 +42,12 @@ from fermi.text.tokenizer import Tokenizer
 __all__ = [
     "AUTO",
     "NONE",
+    "FileFacts",
     "LoadedEmbedder",
     "LoadedModel",
     "engine_config",
     "file_bytes",
+    "file_facts",
     "is_quantized",
     "load",
     "load_generator",
@@ -155,13 +158,41 @@ def load(
     return LoadedModel(source, folder, tokenizer, model, engine, _generation_config(folder), replicas)
 
 
+class FileFacts(NamedTuple):
+    """What a model's files tell before it is loaded.
+
+    Attributes:
+        embeds: it embeds texts or scores pairs, rather than generating.
+        context: tokens that a model that generates reaches, if there is the memory.
+    """
+
+    embeds: bool
+    context: int | None
+
+
+def file_facts(source: str, settings: Settings) -> FileFacts | None:
+    """What the files tell; None where they are not here yet, or the model cannot be had."""
+    try:
+        folder = _resolve(source, _offline(settings))
+        task = settings.model.task
+        if task in ("embed", "score") or (task == "auto" and is_embedding_model(folder)):
+            return FileFacts(True, None)
+        _, config = read_config(Fields.from_file(folder / "config.json"))
+    except (FermiError, OSError, ValueError):
+        return None
+    return FileFacts(False, min(config.reach, settings.engine.max_model_len or config.reach))
+
+
 def file_bytes(source: str, settings: Settings) -> int:
     """What the files of a model's weights take; 0 where they are not here yet, or the model cannot be had."""
-    offline = settings.model_copy(update={"model": settings.model.model_copy(update={"offline": True})})
     try:
-        return sum(path.stat().st_size for path in _resolve(source, offline).glob("*.safetensors"))
+        return sum(path.stat().st_size for path in _resolve(source, _offline(settings)).glob("*.safetensors"))
     except (FermiError, OSError):
         return 0
+
+
+def _offline(settings: Settings) -> Settings:
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"offline": True})})
 
 
 def load_generator(source: str, settings: Settings) -> LoadedModel:

@@ -19,6 +19,7 @@ from fermi.engine.pool import Pool
 from fermi.server.configured import configured, names_of
 from fermi.server.loading import load_served
 from fermi.server.registry import Entry
+from server.processes import server_process
 from server.running import Running, Serve, serving
 from server.toy import settings_with, toy_model
 
@@ -125,6 +126,27 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
         assert list(states(http)) == ["demo", "broken"]  # what cannot be loaded is not listed
         assert http.get("/ready").status_code == 200
         assert "7" in says(ask(http, "demo"))
+
+
+def test_a_server_that_begins_without_its_models(tmp_path: Path, bert: Path) -> None:
+    """What their files tell is known from the start; a second engine and a short idle time are no trouble."""
+    flags = ["--lazy", "--keep-alive-ms", "20", "--engine-pool", "2", "--kv-cache-memory", "16MiB"]
+    models = ["--model", f"embedder={bert}", "--model", "demo", "--model", "nobody/knows-this"]
+    with server_process(tmp_path, *models, *flags) as process, httpx.Client(base_url=process.address) as http:
+        cards = {card["id"]: (card["state"], card["max_model_len"]) for card in http.get("/v1/models").json()["data"]}
+        assert list(cards) == ["embedder", "demo", "nobody/knows-this"]
+        assert {state for state, _ in cards.values()} == {"unloaded"}
+        assert cards["demo"][1] == load_served("demo", settings_of()).max_model_len
+        assert "7" in says(ask(http, None))  # not by the embedder, which need not be loaded to know that
+        assert http.get("/health").json()["status"] == "ok"
+        while http.get("/v1/models/demo").json()["state"] != "unloaded":
+            pass
+        assert "7" in says(ask(http, "demo"))
+        assert ask(http, "nobody/knows-this").status_code == 500
+        assert ask(http, "nobody").status_code == 404
+        messages = [event["message"] for event in process.events()]
+        assert messages.count("model loaded") == 2
+        assert "loading a model" in messages
 
 
 def test_on_demand_by_many_at_once() -> None:

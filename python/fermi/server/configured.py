@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from fermi.config import Settings
-from fermi.server.registry import Entry
+from fermi.server.registry import Entry, Facts
 from fermi.server.served import Served
 
 
@@ -37,13 +37,25 @@ def configured(given: str, settings: Settings, *, alias: str | None = None) -> E
     if alias is not None:
         given = f"{alias}={split_alias(given)[1]}"
     name, aliases = names_of(given)
-    return Entry(name, aliases, load=partial(_load, given, settings), weigh=partial(_weigh, given, settings))
+    return Entry(
+        name,
+        aliases,
+        load=partial(_load, given, settings),
+        survey=partial(_survey, given, settings),
+        weigh=partial(_weigh, given, settings),
+    )
 
 
 def _load(given: str, settings: Settings) -> Served:
     from fermi.server.loading import load_served  # late: what it imports takes longer than a server may to listen
 
     return load_served(given, settings)
+
+
+def _survey(given: str, settings: Settings) -> Facts | None:
+    from fermi.server.loading import facts_of
+
+    return facts_of(given, settings)
 
 
 def _weigh(given: str, settings: Settings) -> int:

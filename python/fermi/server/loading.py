@@ -9,18 +9,17 @@ from fermi.defaults import Defaults
 from fermi.engine.embedding_service import EmbeddingService
 from fermi.engine.pool import Pool, Replica
 from fermi.engine.service import Service
-from fermi.loader import LoadedEmbedder, LoadedModel, file_bytes, load
+from fermi.loader import LoadedEmbedder, LoadedModel, file_bytes, file_facts, load
 from fermi.server.configured import names_of, split_alias
-from fermi.server.served import Served, ServedEmbedder, ServedModel, can_think
+from fermi.server.registry import Facts
+from fermi.server.served import EMBEDDING, GENERATING, Served, ServedEmbedder, ServedModel, can_think
 from fermi.text.grammar import GrammarCompiler
 
 
 def load_served(given: str, settings: Settings) -> Served:
     """Load a model and start its engine. Raises ConfigError, HubError or CheckpointError, which say what to do."""
     _, source = split_alias(given)
-    if given != settings.model.id:  # the revision and the task are the first model's
-        own = settings.model.model_copy(update={"revision": None, "task": "auto"})
-        settings = settings.model_copy(update={"model": own})
+    settings = _settings_of(given, settings)
     loaded = load(
         source, settings, stream_slowdown=settings.openai.stream_slowdown, engines=settings.openai.engine_pool
     )
@@ -28,6 +27,16 @@ def load_served(given: str, settings: Settings) -> Served:
     if isinstance(loaded, LoadedEmbedder):
         return _serve_embedder(name, aliases, loaded, settings)
     return _serve_generator(name, aliases, loaded, settings)
+
+
+def facts_of(given: str, settings: Settings) -> Facts | None:
+    """What a model's files tell of it, as far as they are here."""
+    found = file_facts(split_alias(given)[1], _settings_of(given, settings))
+    if found is None:
+        return None
+    if found.embeds:
+        return Facts("an embedding model", EMBEDDING)
+    return Facts("a model that generates text", GENERATING, found.context)
 
 
 def weight_of(given: str, settings: Settings) -> int:
@@ -59,6 +68,14 @@ def _serve_generator(name: str, aliases: frozenset[str], loaded: LoadedModel, se
 
 def _named(parser: str) -> str | None:
     return None if parser == "auto" else parser
+
+
+def _settings_of(given: str, settings: Settings) -> Settings:
+    """A model's own: the revision and the task are the first model's."""
+    if given == settings.model.id:
+        return settings
+    own = settings.model.model_copy(update={"revision": None, "task": "auto"})
+    return settings.model_copy(update={"model": own})
 
 
 def _service(loaded: LoadedModel, settings: Settings) -> Service | Pool:

@@ -28,6 +28,7 @@ async def load(body: Annotated[LoadBody, Depends(body_of(LoadBody))], request: R
     Answered when it is loaded. One that cannot be loaded is refused with the reason, and the others run on.
     """
     state = state_of(request)
+    state.refuse_unless_serving()
     entry = state.models.get(body.model)
     if entry is None:
         entry = configured(body.model, state.settings, alias=body.alias)

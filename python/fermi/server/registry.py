@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from fermi.errors import ModelNotServedError, RequestError
 from fermi.server.served import Served
@@ -35,12 +35,21 @@ class Resident:
         return not self.users and not self.served.service.open_requests
 
 
+class Facts(NamedTuple):
+    """What is known of a model before it is loaded."""
+
+    kind: str
+    endpoints: tuple[str, ...]
+    max_model_len: int | None = None
+
+
 @dataclass(eq=False, slots=True)
 class Entry:
     """A model that requests may name.
 
     Attributes:
         load: makes it, in a thread; None: it stays as it is, in memory.
+        survey: what its files tell of it; None where they are not here yet.
         weigh: about how many bytes it will take, as far as its files tell; 0 where they do not.
         resident: while it is in memory.
         loading, leaving: while it comes or goes.
@@ -51,6 +60,7 @@ class Entry:
     name: str
     aliases: frozenset[str] = frozenset()
     load: Callable[[], Served] | None = None
+    survey: Callable[[], Facts | None] | None = None
     weigh: Callable[[], int] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     resident: Resident | None = None
@@ -84,6 +94,11 @@ class Entry:
         self.resident.unused.set()
         self.memory, self.max_model_len = served.memory, served.max_model_len
         self.kind, self.endpoints = served.kind, served.endpoints
+
+    def expect(self, facts: Facts) -> None:
+        """What it will be when it is loaded."""
+        if self.endpoints is None:
+            self.kind, self.endpoints, self.max_model_len = facts
 
     def may_answer(self, endpoint: str) -> bool:
         """Whether it answers there, as far as that is known."""

@@ -97,6 +97,14 @@ class Residency:
         task.add_done_callback(lambda _: self._release(resident))
         return resident.served
 
+    async def survey(self) -> None:
+        """Find out what can be known of the models that are not in memory."""
+        for entry in self._registry.entries:
+            if entry.survey is not None and entry.endpoints is None:
+                facts = await in_thread(entry.survey)
+                if facts is not None:
+                    entry.expect(facts)
+
     async def load(self, entry: Entry) -> None:
         """Bring a model into memory, for its operator.
 

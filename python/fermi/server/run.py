@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+from collections.abc import Sequence
 
 from fermi.config import Settings
 from fermi.errors import FermiError
@@ -14,8 +15,7 @@ from fermi.server.errors import NotReadyError
 from fermi.server.keys import KeyRing
 from fermi.server.listener import Listener, bind
 from fermi.server.log import configure_logging, logger
-from fermi.server.registry import Registry
-from fermi.server.served import Served
+from fermi.server.registry import Entry, Registry
 
 RULE = "─" * 72
 
@@ -36,9 +36,9 @@ def run(settings: Settings) -> int:
     registry = Registry()
     registry.starting = True
     listener = Listener(registry, settings, [listening])
+    listener.on_start(lambda: logger().info("listening", address=address))  # and heeding signals
     tasks: list[asyncio.Task[None]] = []
     listener.on_start(lambda: tasks.append(listener.loop.create_task(_start(listener, settings, address))))
-    logger().info("listening", address=address)
     code = listener.run()
     if listener.abandoned:  # the interpreter must not take itself apart under an engine that runs
         os._exit(code)
@@ -62,17 +62,20 @@ async def _start(listener: Listener, settings: Settings, address: str) -> None:
             listener.fail()
             return
     except FermiError:  # the log has it
-        listener.fail()
+        if not state.draining:
+            listener.fail()
         return
+    await state.residency.survey()
     state.models.starting = False
-    _announce(list(state.models), settings, address)
+    _announce(state.models.entries, settings, address)
 
 
-def _announce(models: list[Served], settings: Settings, address: str) -> None:
+def _announce(entries: Sequence[Entry], settings: Settings, address: str) -> None:
     """The banner: lines for people, an event for machines."""
     as_text = settings.log.format == "text" or (settings.log.format == "auto" and sys.stderr.isatty())
-    for model in models:
-        facts = {**model.facts, "address": f"{address}/v1"}
+    for entry in entries:
+        there = entry.resident.served.facts if entry.resident else {"model": entry.name, "memory": "not loaded"}
+        facts = {**there, "address": f"{address}/v1"}
         if as_text:
             lines = [f"  {name:<8} {fact}" for name, fact in facts.items()]
             print("\n".join((RULE, "  fermi is ready", *lines, RULE)), file=sys.stderr, flush=True)

@@ -23,6 +23,11 @@ from fermi.text.reply_format import ReplyFormat
 from fermi.text.sentences import Sentences
 from fermi.text.tokenizer import Tokenizer
 
+#: Where models answer: those that generate, cross-encoders, and those that embed.
+GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+SCORING = ("/v1/rerank", "/v1/score")
+EMBEDDING = ("/v1/embeddings", *SCORING, "/v1/similarity")
+
 
 class Stream(Protocol):
     """The events of one request, until each of its sequences has ended or is cancelled."""
@@ -144,7 +149,7 @@ class ServedModel(Served):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        return ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+        return GENERATING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,9 +172,7 @@ class ServedEmbedder(Served):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        if self.scores_pairs:
-            return ("/v1/rerank", "/v1/score")
-        return ("/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/similarity")
+        return SCORING if self.scores_pairs else EMBEDDING
 
 
 def can_think(template: ChatTemplate) -> bool:

@@ -83,7 +83,7 @@ class ServerState:
             NotReadyError: the server does not know its models yet, or drains.
             ModelNotServedError: no model has that name.
         """
-        self._refuse_unless_serving()
+        self.refuse_unless_serving()
         return self.models.find(name)
 
     async def model(self, name: str | None) -> Served:
@@ -99,7 +99,7 @@ class ServerState:
         ``timeout``: the request's own, in seconds. Raises as `model`; RequestError where the model does not answer
         there.
         """
-        self._refuse_unless_serving()
+        self.refuse_unless_serving()
         while True:
             entry = self.models.answering(name, endpoint)
             served = await self.residency.take(entry, self.time_for(timeout))
@@ -113,7 +113,8 @@ class ServerState:
         limits += [self.settings.openai.timeout_ms / 1000] if self.settings.openai.timeout_ms else []
         return min(limits, default=None)
 
-    def _refuse_unless_serving(self) -> None:
+    def refuse_unless_serving(self) -> None:
+        """NotReadyError while the server starts or drains."""
         if self.draining:
             raise NotReadyError("The server is shutting down.", retry_after=RETRY_WHILE_DRAINING_S)
         if not self.models.known:

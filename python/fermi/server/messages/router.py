@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from fermi.errors import RequestError
-from fermi.server.body import body_of, documented
+from fermi.server.body import DirectRoute, body_of, documented
 from fermi.server.chat_run import read_chat, start_chat
 from fermi.server.messages.events import PING, MessageReply
 from fermi.server.messages.schema import CountBody, MessagesBody
@@ -17,7 +17,7 @@ from fermi.server.messages.translation import chat_of, renamed
 from fermi.server.sse import EventStream, hang_up
 from fermi.server.state import state_of
 
-router = APIRouter(tags=["messages"])
+router = APIRouter(route_class=DirectRoute, tags=["messages"])
 
 PATH = "/v1/messages"
 
@@ -38,10 +38,10 @@ async def messages(body: Annotated[MessagesBody, Depends(body_of(MessagesBody))]
 
 
 @router.post(f"{PATH}/count_tokens", openapi_extra=documented(CountBody))
-async def count_tokens(body: Annotated[CountBody, Depends(body_of(CountBody))], request: Request) -> dict[str, Any]:
+async def count_tokens(body: Annotated[CountBody, Depends(body_of(CountBody))], request: Request) -> Response:
     """How many tokens the prompt of a message has; nothing is generated."""
     try:
         read = await read_chat(chat_of(body), state_of(request), PATH)
     except RequestError as error:
         raise renamed(error) from None
-    return {"input_tokens": len(read.prompt.token_ids)}
+    return Response(to_json({"input_tokens": len(read.prompt.token_ids)}), media_type="application/json")
