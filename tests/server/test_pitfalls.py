@@ -315,12 +315,16 @@ def test_18_a_template_gets_arguments_as_an_object(serve: Serve, arguments: obje
     assert '"arguments": {"a": 2}' in service.prompt(service.last)
 
 
-def test_19_a_template_that_refuses_is_a_400(toy_server: Running) -> None:
-    """The toy's template wants the system's message first, as many do."""
-    reply = ask(toy_server, messages=[*HELLO, {"role": "system", "content": "Late."}])
+def test_19_a_system_message_may_stand_anywhere(serve: Serve) -> None:
+    """The toy's template wants it first, as many do: there it goes. What a template still refuses is a 400."""
+    model = toy_model()
+    late = {"role": "system", "content": "Late."}
+    assert ask(serve(model), messages=[{"role": "system", "content": "First."}, *HELLO, late]).status_code == 200
+    assert service_of(model).prompt(service_of(model).last).startswith("<s>[system]First.\n\nLate.[user]")
+    reply = ask(serve(toy_model(template="{{ raise_exception('not today') }}")), messages=[*HELLO, late])
     assert reply.status_code == 400
     assert (reply.json()["error"]["type"], reply.json()["error"]["param"]) == ("invalid_request_error", "messages")
-    assert "system comes first" in reply.json()["error"]["message"]
+    assert "not today" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
