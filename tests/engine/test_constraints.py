@@ -278,7 +278,7 @@ def test_a_grammar_that_fails_ends_its_own_request_only(model: Model, compiler: 
     bad = Request(id="bad", prompt_token_ids=PROMPT, sampling=Sampling(max_tokens=20), grammar=Failing(3, where))
     events = run(engine(model), bad, request(compiler, "good", JsonSchema(SCHEMA)), request(compiler, "free", None))
     last = events["bad", 0][-1]
-    assert (last.finish_reason, last.error) == ("error", "the grammar failed: too much")
+    assert (last.finish_reason, last.error, last.refused) == ("error", "the grammar failed: too much", True)
     assert len(tokens_of(events["bad", 0])) in (3, 4)
     assert jsonschema_rs.is_valid(SCHEMA, json.loads(text_of(compiler, events["good", 0])))
     assert events["free", 0][-1].error is None

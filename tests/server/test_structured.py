@@ -354,15 +354,17 @@ class TestThinking:
 
 
 def test_a_grammar_that_becomes_too_large_is_an_error_of_its_request(server: Running, client: openai.OpenAI) -> None:
-    rules = "\n".join(f'r{at}: "x" /[a-z]+/ "{at}"' for at in range(1000))
-    lark = "start: " + " | ".join(f"r{at}" for at in range(1000)) + " | start start start\n" + rules
+    lark = "start: " + " | ".join(f'"x" A "{at}"' for at in range(2100)) + "\nA: /[a-z]+/"
     with server.http() as http, ThreadPoolExecutor(1) as pool:
         good = pool.submit(chat, client, response_format=FORMAT)
         body = {"model": "demo", "messages": QUESTION, "grammar": lark, "max_tokens": 200, "temperature": 2}
         reply = http.post("/v1/chat/completions", json=body)
+        events = http.post("/v1/chat/completions", json={**body, "stream": True}).text.strip().split("\n\n")
         assert jsonschema_rs.is_valid(SCHEMA, json.loads(content(good.result())))
-    if reply.status_code != 200:
-        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+    assert "the grammar failed" in error["message"]
+    assert json.loads(events[-1].removeprefix("data: "))["error"] == error
 
 
 def test_nothing_is_left_behind(server: Running, client: openai.OpenAI) -> None:

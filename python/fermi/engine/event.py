@@ -59,6 +59,7 @@ class Event:
         stop_token_id: the last of ``token_ids`` when it ended the sequence: it is not part of the text.
         cached_tokens: tokens of the prompt that the prefix cache held.
         error: why, for ``error``; for ``deadline`` only where it passed before the first token.
+        refused: the error is the request's: its grammar could not go on.
         timing: with the last event of a sequence that was computed.
     """
 
@@ -71,6 +72,7 @@ class Event:
     stop_token_id: int | None = None
     cached_tokens: int = 0
     error: str | None = None
+    refused: bool = False
     timing: Timing | None = None
 
     def absorb(self, later: Event) -> None:
@@ -84,4 +86,5 @@ class Event:
         self.stop_token_id = later.stop_token_id
         self.cached_tokens = later.cached_tokens
         self.error = later.error
+        self.refused = later.refused
         self.timing = later.timing

@@ -60,7 +60,7 @@ class StepOutput:
     Attributes:
         token_ids: the tokens drawn; -1 where none could be.
         logprobs: of those tokens, where asked for.
-        errors: why none could be drawn.
+        errors: why none could be drawn, for reasons of the request: its grammar could not go on.
         prompt_logprobs: by place in ``Plan.work``, one for each position scored.
     """
 

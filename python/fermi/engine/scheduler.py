@@ -286,8 +286,10 @@ class Scheduler:
                     self._end(group, "length", now)
             for sequence in work.draws:
                 if not sequence.finished:
-                    if output.token_ids[place] < 0:
-                        self._end(group, "error", now, output.errors.get(place, "no token is left to draw"))
+                    if place in output.errors:
+                        self._end(group, "error", now, output.errors[place], refused=True)
+                    elif output.token_ids[place] < 0:
+                        self._end(group, "error", now, "no token is left to draw")
                     else:
                         self._append(sequence, output.token_ids[place], output.logprobs.get(place), now)
                 place += 1
@@ -336,13 +338,20 @@ class Scheduler:
         self._events.append(event)
 
     def _end(
-        self, group: Group, reason: FinishReason, now: float, error: str | None = None, index: int | None = None
+        self,
+        group: Group,
+        reason: FinishReason,
+        now: float,
+        error: str | None = None,
+        index: int | None = None,
+        *,
+        refused: bool = False,
     ) -> None:
         """Ends what has not ended of a request, or one sequence of it."""
         for sequence in group.sequences if index is None else group.sequences[index : index + 1]:
             if not sequence.finished:
                 event = Event(group.request.id, sequence.index, cached_tokens=group.cached_tokens, error=error)
-                event.finish_reason = reason
+                event.finish_reason, event.refused = reason, refused
                 if reason == "length":  # of max_tokens = 0: the prompt was all
                     self._report(sequence, event)
                 else:

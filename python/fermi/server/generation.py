@@ -12,7 +12,7 @@ from typing import Any
 from fermi.engine.distribution import Distribution
 from fermi.engine.event import Event, Timing, TokenLogprobs
 from fermi.engine.sequence import Request
-from fermi.errors import DeadlineError, EngineError
+from fermi.errors import DeadlineError, EngineError, RequestError
 from fermi.sampling_params import SamplingParams
 from fermi.server.exchange import exchange
 from fermi.server.log import logger
@@ -279,6 +279,8 @@ class Generation:
             raise DeadlineError("The request's time was over before its first token.")
         if reason == "abort":
             raise EngineError("The request was aborted.")
+        if event.refused:
+            raise RequestError(f"The reply cannot go on: {event.error}.")
         logger().error("the engine failed at a request", request_id=self._exchange.request_id, error=event.error)
         raise EngineError("The engine failed at this request; the server's log says why.")
 
