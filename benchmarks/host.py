@@ -1,6 +1,6 @@
 """What a step of the engine takes outside its kernels: scheduling, the batch's arrays, describing, handing over.
 
-python benchmarks/host.py [--vocabulary 1000,151936] [--layers 28] [--steps 200] [--threads 1] [--profile]
+python benchmarks/host.py [--vocabulary 1000,151936] [--layers 28] [--full 1] [--steps 200] [--threads 1] [--profile]
 
 The model is tiny, random, and as deep as Qwen3-0.6B, so that recordings are of real length. Host time is that of
 `Engine.step` less that of running the recording and of the sampler; medians, in microseconds. A step whose shape was
@@ -68,7 +68,8 @@ class Times:
 class Bench:
     """An engine whose kernels and sampler are timed."""
 
-    def __init__(self, vocabulary: int, layers: int, threads: int) -> None:
+    def __init__(self, vocabulary: int, layers: int, threads: int, full: int = 1) -> None:
+        """``full``: every so manieth layer sees everything, the others slide."""
         backend = _C.open_backend("cpu", threads=threads)
         config = {
             "model_type": "qwen3",
@@ -84,6 +85,9 @@ class Bench:
             "rope_theta": 1e6,
             "max_position_embeddings": 4096,
             "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 128,
+            "layer_types": ["sliding_attention" if (i + 1) % full else "full_attention" for i in range(layers)],
         }
         model = random_model(config, backend=backend)
         self.engine = Engine(model, EngineConfig(kv_cache_memory=256 << 20))
@@ -141,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", default="1000,151936")
     parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--full", type=int, default=1, help="so manieth layers see everything, the others slide")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", default="1,8,32")
@@ -148,7 +153,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{'µs per step':39}{'host':>12}{'kernels':>12}{'sampler':>12}{'in all':>12}")
     for vocabulary in map(int, arguments.vocabulary.split(",")):
-        bench = Bench(vocabulary, arguments.layers, arguments.threads)
+        bench = Bench(vocabulary, arguments.layers, arguments.threads, arguments.full)
         run = _C.Recording.run
         _C.Recording.run = bench.kernels.wrap(run)  # type: ignore[method-assign]
         profile = cProfile.Profile()

@@ -30,7 +30,11 @@ class Holdings:
         """``windows``: of each group, the tokens that a query sees, 0: all; ``chunk``: tokens of a step, at most."""
         self._pool = pool
         self._windows = [Window(window, pool.block_size) for window in windows]
-        self._sliding = [(group, window) for group, window in enumerate(self._windows) if window.tokens]
+        self._sliding = [
+            (window, [group for group, other in enumerate(self._windows) if other == window])
+            for window in dict.fromkeys(self._windows)
+            if window.tokens
+        ]
         self._chunk = chunk
         self.groups = len(self._windows)
         self.slides = bool(self._sliding)
@@ -145,10 +149,11 @@ class Holdings:
 
     def drop(self, sequence: Sequence) -> None:
         """Gives back the blocks that no query will see again."""
-        for group, window in self._sliding:
-            table, first = sequence.tables[group], window.first_block(sequence.computed)
-            if first > table.dropped:
-                self._pool.release(table.drop(first))
+        for window, groups in self._sliding:
+            first = window.first_block(sequence.computed)
+            if first > sequence.tables[groups[0]].dropped:
+                for group in groups:
+                    self._pool.release(sequence.tables[group].drop(first))
 
     def release(self, sequence: Sequence) -> None:
         """Gives back all, and what was computed with it."""

@@ -21,8 +21,9 @@ class Batch:
         token_ids: [tokens].
         positions: [tokens], from 0 in each sequence.
         rope_lengths: [tokens], the sequence length that a token's rotary frequencies are chosen for: the prompt's
-            length for a token of the prompt, its position + 1 for a generated one. It belongs to the token, so that
-            a result does not depend on chunks, batches or preemption.
+            length for a token of the prompt, its position + 1 for a generated one, and no less than the length at which
+            the sequence was computed anew (see `Model.rope_switches`). It belongs to the token, so that a result does
+            not depend on chunks, batches or preemption.
         slots: of each group [tokens], where a token's key and value go: block * block_size + offset; negative: nowhere.
         query_starts: [sequences + 1], the first token of each sequence, then the number of tokens.
         context_lengths: [sequences], keys that the last query of a sequence sees: its position + 1.
@@ -64,9 +65,9 @@ class LayerCache:
     """The keys and values of one layer.
 
     Attributes:
-        group: of the layer: which of a batch's slots and block tables are its own.
         keys, values: [blocks, kv_heads, block_size, head_dim].
         key_scales, value_scales: of i8 keys and values: f32 [blocks, kv_heads, block_size].
+        group: of the layer: which of a batch's slots and block tables are its own.
     """
 
     keys: _C.Tensor
