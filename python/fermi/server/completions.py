@@ -51,10 +51,8 @@ async def prepare(body: CompletionBody, state: ServerState) -> CompletionReply:
     prompts = await encode(given, served, add_special_tokens=body.add_special_tokens is not False)
     prompts = [shortened(prompt, body, served, body.max_tokens) for prompt in prompts]
     params = [_params(body, served, prompt) for prompt in prompts]
-    markers = served.replies.thoughts
-    opened = [
-        markers is not None and ReasoningSplitter.opened_by(_end(prompt, served), markers.opening) for prompt in prompts
-    ]
+    bounded = wanted_structure(body) is not None or body.thinking_budget is not None
+    opened = [bounded and _opened(prompt, served) for prompt in prompts]
     bounds = {each: await _bounds(body, served, opened=each) for each in set(opened)}
     timeout_ms = state.settings.openai.timeout_ms
     requests = [
@@ -123,11 +121,15 @@ async def _bounds(body: CompletionBody, served: ServedModel, *, opened: bool) ->
     return await reply_bounds(served, structure, None if markers is None else Thoughts(opened, *markers), budget)
 
 
-def _end(prompt: Prompt, served: ServedModel) -> str:
-    """The end of a prompt's text."""
-    if prompt.text is not None:
-        return prompt.text
-    return served.tokenizer.decode(prompt.token_ids[-16:], skip_special_tokens=False)
+def _opened(prompt: Prompt, served: ServedModel) -> bool:
+    """Whether a prompt ends inside a thinking block."""
+    markers = served.replies.thoughts
+    if markers is None:
+        return False
+    end = prompt.text
+    if end is None:
+        end = served.tokenizer.decode(prompt.token_ids[-16:], skip_special_tokens=False)
+    return ReasoningSplitter.opened_by(end, markers.opening)
 
 
 @dataclass(slots=True)

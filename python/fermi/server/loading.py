@@ -45,6 +45,8 @@ def weight_of(given: str, settings: Settings) -> int:
 
 
 def _serve_generator(name: str, aliases: frozenset[str], loaded: LoadedModel, settings: Settings) -> ServedModel:
+    grammars = GrammarCompiler(loaded.tokenizer, loaded.model.vocab_size)
+    grammars.prepare()
     service = _service(loaded, settings)
     service.start()
     template = loaded.tokenizer.chat_template
@@ -54,7 +56,7 @@ def _serve_generator(name: str, aliases: frozenset[str], loaded: LoadedModel, se
         aliases=aliases,
         tokenizer=loaded.tokenizer,
         template=template,
-        grammars=GrammarCompiler(loaded.tokenizer, loaded.model.vocab_size),
+        grammars=grammars,
         service=service,
         max_model_len=loaded.engine.max_model_len,
         defaults=Defaults.of(settings.generation, loaded.generation_config),
