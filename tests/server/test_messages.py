@@ -13,6 +13,7 @@ from anthropic.types import Message, ToolParam
 
 from fermi.engine.event import Event
 from server.running import Running, Serve
+from server.test_lifecycle import raw_request, watch
 from server.toy import ScriptedStream, service_of, settings_with, toy_model
 
 HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -280,6 +281,43 @@ async def test_async_client(toy_server: Running) -> None:
         async with client.messages.stream(**body) as stream:
             assert "".join([text async for text in stream.text_stream]) == "Hello, world."
         assert (await client.messages.count_tokens(model="toy", messages=HELLO)).input_tokens > 0
+
+
+def test_models(toy_server: Running) -> None:
+    client = client_of(toy_server)
+    [model] = client.models.list()
+    assert (model.id, model.type, model.display_name) == ("toy", "model", "toy")
+    assert client.models.retrieve("toy").created_at == model.created_at
+    with toy_server.http() as http:
+        assert "type" not in http.get("/v1/models/toy").json()
+
+
+def test_a_note_that_changes_with_every_request_is_not_shown(serve: Serve) -> None:
+    note = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2; cch=1f3;"}
+    prompt = prompt_of(serve, system=[note, {"type": "text", "text": "Be brief."}])
+    assert prompt.startswith("<s>[system]Be brief.[user]Hi")
+    assert prompt_of(serve, system=[note]).startswith("<s>[user]Hi")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves(serve: Serve, stream: bool) -> None:
+    model = toy_model(hold=True)
+    submitted, left = watch(model)
+    server = serve(model)
+    connection = raw_request(server, {"model": "toy", "max_tokens": 9, "messages": HELLO, "stream": stream}, PATH)
+    assert submitted.wait(30)
+    connection.close()
+    assert left.wait(30)
+
+
+def test_a_deadline(serve: Serve) -> None:
+    model = toy_model(hold=True)
+    service_of(model).script = lambda stream: stream.put(
+        Event(stream.request.id, 0, finish_reason="deadline", error="late")
+    )
+    with pytest.raises(anthropic.APIStatusError) as late:
+        ask(serve(model))
+    assert (late.value.status_code, late.value.body["error"]["type"]) == (504, "timeout_error")  # type: ignore[index]
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}

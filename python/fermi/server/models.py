@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fermi.server.admin import require_admin
 from fermi.server.body import body_of, documented
 from fermi.server.configured import configured
+from fermi.server.registry import Entry
 from fermi.server.schema.models import LoadBody, UnloadBody
 from fermi.server.state import state_of
 
@@ -18,7 +20,11 @@ router = APIRouter(tags=["models"])
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
     """The models that are served, in memory or not."""
-    return {"object": "list", "data": [entry.card() for entry in state_of(request).models.entries]}
+    cards = [_card(entry, request) for entry in state_of(request).models.entries]
+    document: dict[str, Any] = {"object": "list", "data": cards}
+    if _by_anthropics_client(request) and cards:
+        document |= {"has_more": False, "first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
+    return document
 
 
 @router.post("/v1/models/load", openapi_extra=documented(LoadBody), dependencies=[Depends(require_admin)])
@@ -61,4 +67,17 @@ async def unload(body: Annotated[UnloadBody, Depends(body_of(UnloadBody))], requ
 @router.get("/v1/models/{name:path}")
 async def model(name: str, request: Request) -> dict[str, Any]:
     """One of them; names may hold slashes."""
-    return state_of(request).entry(name).card()
+    return _card(state_of(request).entry(name), request)
+
+
+def _card(entry: Entry, request: Request) -> dict[str, Any]:
+    """A model as the client knows models."""
+    card = entry.card()
+    if _by_anthropics_client(request):
+        created = datetime.fromtimestamp(entry.created, timezone.utc).isoformat()
+        card |= {"type": "model", "display_name": entry.name, "created_at": created}
+    return card
+
+
+def _by_anthropics_client(request: Request) -> bool:
+    return "anthropic-version" in request.headers
