@@ -9,6 +9,7 @@
 // and one or two ways to multiply, of which FastByteDot needs `fast_byte_dot_usable()` at run time:
 //   Dot::signed_weights(ByteVec)      int8 weights as `add` wants them, each raised by Dot::raise
 //   Dot::add(w, x, sums)              sums[i] + Σ w[4i + j] · x[4i + j] for j in 0 … 3, w so prepared, x int8
+//   Dot::four(const int8*)            the same four bytes in every lane, as x of `add`
 //   Dot::add_halves(w, x, sums)       the same for w in 0 … 15
 // All sums are exact.
 #pragma once

@@ -54,8 +54,8 @@ struct Work {
           k(linear.experts.size(1)),
           rows(linear.experts.elements()),
           outputs(linear.weights[0].rows()),
-          gathered{input_kind(linear), linear.x.size(1), linear.weights[0].group()},
-          inputs(linear.x, gathered, nullptr),
+          gathered(input_kind(linear), linear.x.size(1), linear.weights[0].group(), rows),
+          inputs(linear.x, {gathered.kind, gathered.columns, gathered.group, linear.x.size(0)}, nullptr),
           waiting(outputs) {
         if (!combines()) return;
         const std::int64_t fitting = waiting_bytes / 4 / std::max<std::int64_t>(1, rows);
@@ -107,7 +107,7 @@ class Space {
         saved = take<Vec>(work.kind() == InputKind::bytes ? 0 : dense_scratch(most));
         part = work.buffered() ? float_bytes(most * work.most_outputs()) / sizeof(float) : 0;
         buffer = take<float>(part * sizeof(float) * static_cast<std::size_t>(work.op.matrices));
-        gathered = take<std::byte>(static_cast<std::size_t>(most * work.gathered.row_bytes()));
+        gathered = take<std::byte>(static_cast<std::size_t>(work.gathered.bytes(most)));
         starts = take<std::int32_t>(static_cast<std::size_t>(work.experts + 1) * sizeof(std::int32_t));
         order = take<std::int32_t>(static_cast<std::size_t>(work.rows) * sizeof(std::int32_t));
         positions = take<std::int32_t>(static_cast<std::size_t>(work.rows) * sizeof(std::int32_t));
@@ -149,37 +149,50 @@ std::int64_t sort_rows(const Work& work, const Space& space) {
     return used;
 }
 
-/// The rows of x at some positions, side by side. One row stays where it is.
-ProductRows gather(const Work& work, const Space& space, const std::byte* made, Range positions) {
+/// The rows of x at some positions: those from `first` on.
+struct Gathered {
+    ProductRows rows;
+    std::int64_t first;
+};
+
+/// Brings them side by side. One row stays where it is.
+Gathered gather(const Work& work, const Space& space, const std::byte* made, Range positions) {
+    const InputRows& to = work.gathered;
     const std::int64_t stride = work.inputs.row_bytes();
     const auto source = [&](std::int64_t position) {
         const std::int64_t row = space.order[position];
-        return made + (work.combines() ? row : row / work.k) * stride;
+        return work.combines() ? row : row / work.k;
     };
-    if (positions.size() == 1) return {work.kind(), source(positions.begin), stride};
-    const std::int64_t to = work.gathered.row_bytes();
-    const auto bytes = static_cast<std::size_t>(
-        work.kind() == InputKind::as_it_is ? work.op.x.size(1) * static_cast<std::int64_t>(sizeof(float)) : to);
-    for (std::int64_t i = 0; i < positions.size(); ++i) {
-        std::memcpy(space.gathered + i * to, source(positions.begin + i), bytes);
+    if (positions.size() == 1) {
+        return {{work.kind(), made, stride, work.inputs.rows().bundle}, source(positions.begin)};
     }
-    return {work.kind(), space.gathered, to};
+    for (std::int64_t i = 0; i < positions.size(); ++i) {
+        const std::int64_t from = source(positions.begin + i);
+        if (work.kind() == InputKind::bytes) {
+            const ByteRows rows = work.inputs.rows().byte_rows(const_cast<std::byte*>(made));
+            to.byte_rows(space.gathered).copy(i, rows, from);
+        } else {
+            const std::int64_t bytes = work.kind() == InputKind::as_it_is ? work.op.x.size(1) * 4 : to.row_bytes();
+            std::memcpy(space.gathered + i * to.row_bytes(), made + from * stride, static_cast<std::size_t>(bytes));
+        }
+    }
+    return {{work.kind(), space.gathered, to.row_bytes(), to.bundle}, 0};
 }
 
 /// Some outputs of some rows of an expert. to(position): where the results of the row there go, from the first output.
 template <class To>
-void multiply_step(const Work& work, const Space& space, const ProductRows& x, std::int64_t expert, Range positions,
+void multiply_step(const Work& work, const Space& space, const Gathered& x, std::int64_t expert, Range positions,
                    Range outputs, const To& to) {
     const ExpertLinear& op = work.op;
     const Weight* weights = op.weights.data() + expert * op.matrices;
-    const Item item{{0, positions.size()}, outputs};
+    const Item item{{x.first, x.first + positions.size()}, outputs};
     if (!work.buffered()) {
-        return multiply(x, weights[0], nullptr, item, {to(positions.begin), work.waiting, false}, space.saved);
+        return multiply(x.rows, weights[0], nullptr, item, {to(positions.begin), work.waiting, false}, space.saved);
     }
     const std::int64_t stride = outputs.size();
     for (std::int64_t i = 0; i < op.matrices; ++i) {
-        multiply(x, weights[i], nullptr, item, {space.buffer + static_cast<std::size_t>(i) * space.part, stride, false},
-                 space.saved);
+        multiply(x.rows, weights[i], nullptr, item,
+                 {space.buffer + static_cast<std::size_t>(i) * space.part, stride, false}, space.saved);
     }
     with_activation(op.activation, [&]<class Function>(Function) {
         for (std::int64_t i = 0; i < positions.size(); ++i) {
@@ -219,7 +232,7 @@ class Items {
   private:
     template <class To>
     void item(std::int64_t expert, Range positions, Range outputs, std::int64_t step, const To& to) const {
-        const ProductRows x = gather(work_, space_, made_, positions);
+        const Gathered x = gather(work_, space_, made_, positions);
         for (std::int64_t o = outputs.begin; o < outputs.end; o += step) {
             multiply_step(work_, space_, x, expert, positions, {o, std::min(outputs.end, o + step)},
                           [&](std::int64_t position) { return to(position, o); });

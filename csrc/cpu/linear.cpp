@@ -43,7 +43,7 @@ struct Work {
 
     Work(const Linear& linear, int lanes)
         : op(linear),
-          inputs(linear.x, {input_kind(linear), linear.x.size(1), linear.weights[0].group()},
+          inputs(linear.x, {input_kind(linear), linear.x.size(1), linear.weights[0].group(), linear.x.size(0)},
                  linear.norm.defined() ? &linear : nullptr),
           tokens(tokens_per_item(inputs.kind(), linear.x.size(0), linear.x.size(1))),
           outputs(outputs_per_item(inputs.kind(), linear.weights[0], linear.x.size(0), linear.out.size(1),
@@ -68,8 +68,8 @@ void multiply(const Work& work, const std::byte* rows, std::size_t index, const 
               Vec* saved) {
     const Linear& op = work.op;
     const Tensor* bias = !op.biases.empty() && op.biases[index].defined() ? &op.biases[index] : nullptr;
-    multiply(ProductRows{work.inputs.kind(), rows, work.inputs.row_bytes()}, op.weights[index], bias, item, results,
-             saved);
+    multiply(ProductRows{work.inputs.kind(), rows, work.inputs.row_bytes(), work.inputs.rows().bundle},
+             op.weights[index], bias, item, results, saved);
 }
 
 /// An item by way of the buffer.

@@ -5,77 +5,16 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
-#include "cpu/bytes.h"
+#include "cpu/byte_rows.h"
 #include "cpu/lane.h"
 #include "cpu/norm.h"
 #include "cpu/simd.h"
 #include "ops.h"
 
 namespace fermi::cpu::FERMI_ISA {
-
-/// [begin, begin + n) of x rounded to int8: x ≈ scale · q. Returns the scale; `sum` becomes Σ q.
-inline float round_to_bytes(const float* x, std::int64_t n, std::int8_t* q, std::int32_t& sum_of_q) {
-    const auto magnitude = [](Vec value) { return maximum(value, zero() - value); };
-    const int rest = static_cast<int>(n % Vec::width);
-    const std::int64_t whole = n - rest;
-    Vec most = zero();
-    for (std::int64_t i = 0; i < whole; i += Vec::width) most = maximum(most, magnitude(load(x + i)));
-    if (rest > 0) most = maximum(most, magnitude(load_partial(x + whole, rest)));
-    const float largest_magnitude = largest(most);
-    const Vec inverse = broadcast(largest_magnitude > 0.0F ? 127.0F / largest_magnitude : 0.0F);
-    Vec total = zero();  // of whole numbers: exact
-    const auto round = [&](std::int64_t i, Vec value) {
-        const Vec whole_number = minimum(broadcast(127.0F), maximum(broadcast(-127.0F), round_even(value * inverse)));
-        store_bytes(q + i, whole_number);
-        total = total + whole_number;
-    };
-    for (std::int64_t i = 0; i < whole; i += Vec::width) round(i, load(x + i));
-    if (rest > 0) round(whole, load_partial(x + whole, rest));
-    sum_of_q = static_cast<std::int32_t>(sum(total));
-    return largest_magnitude / 127.0F;
-}
-
-/// Rows of int8 with a scale, and the sum of the integers, for each group of columns.
-struct ByteRows {
-    static constexpr std::int64_t default_group = 128;
-
-    const std::byte* data;
-    std::int64_t columns;
-    std::int64_t group;
-
-    ByteRows(const std::byte* rows, std::int64_t columns_, std::int64_t weight_group)
-        : data(rows), columns(columns_), group(weight_group == 0 ? default_group : weight_group) {}
-
-    std::int64_t groups() const { return (columns + group - 1) / group; }
-    /// A vector may be stored beyond the last column, where zeros meet what pads the weights.
-    std::int64_t padded() const { return round_up(columns, 64) + 64; }
-    std::int64_t row_bytes() const { return padded() + 2 * round_up(groups() * 4, 64); }
-
-    const std::int8_t* q(std::int64_t token) const {
-        return reinterpret_cast<const std::int8_t*>(data + token * row_bytes());
-    }
-    const float* scales(std::int64_t token) const {
-        return reinterpret_cast<const float*>(data + token * row_bytes() + padded());
-    }
-    const std::int32_t* sums(std::int64_t token) const {
-        return reinterpret_cast<const std::int32_t*>(data + token * row_bytes() + padded() +
-                                                     round_up(groups() * 4, 64));
-    }
-
-    /// Writes row `token` of memory that this object describes.
-    void fill(std::int64_t token, const float* x) const {
-        auto* bytes = const_cast<std::int8_t*>(q(token));
-        auto* each_scale = const_cast<float*>(scales(token));
-        auto* each_sum = const_cast<std::int32_t*>(sums(token));
-        for (std::int64_t g = 0; g < groups(); ++g) {
-            const std::int64_t n = std::min(group, columns - g * group);
-            each_scale[g] = round_to_bytes(x + g * group, n, bytes + g * group, each_sum[g]);
-        }
-        std::fill(bytes + columns, bytes + padded(), std::int8_t{0});
-    }
-};
 
 /// `bf16_terms`: x = high + low, each of them bf16, which keeps 16 bits of its significand (see linear_terms.h).
 enum class InputKind : std::uint8_t { as_it_is, f32, bf16, bf16_terms, bytes };
@@ -89,9 +28,21 @@ inline std::int64_t term_stride(std::int64_t columns) {
 struct InputRows {
     InputKind kind;
     std::int64_t columns;
-    std::int64_t group;  // of the weight
+    std::int64_t group;   // of the weight
+    std::int64_t bundle;  // rows that lie interleaved: see ByteRows. Of other kinds none do
 
-    /// Bytes from row to row.
+    InputRows(InputKind kind_, std::int64_t columns_, std::int64_t weight_group, std::int64_t tokens)
+        : kind(kind_),
+          columns(columns_),
+          group(weight_group),
+          bundle(kind == InputKind::bytes ? rows_of_bundle(tokens) : 1) {}
+
+    /// Bytes of so many rows.
+    std::int64_t bytes(std::int64_t tokens) const {
+        return kind == InputKind::bytes ? byte_rows(nullptr).bytes(tokens) : tokens * row_bytes();
+    }
+
+    /// Bytes from row to row, of kinds other than bytes.
     std::int64_t row_bytes() const {
         switch (kind) {
             // An odd number of cache lines, so that the rows of a tile do not drive each other out.
@@ -103,12 +54,14 @@ struct InputRows {
             case InputKind::bf16_terms:
                 return 4 * term_stride(columns);
             case InputKind::bytes:
-                return ByteRows(nullptr, columns, group).row_bytes();
+                return 0;
         }
         return 0;
     }
 
-    /// Row `row` of the memory at `rows` from x, [columns], which may be that row where it stays f32.
+    ByteRows byte_rows(std::byte* rows) const { return {rows, columns, group, bundle}; }
+
+    /// Row `row` of the memory at `rows` from x, [columns], which may be that row where it stays f32. Not of bytes.
     void fill(std::byte* rows, std::int64_t row, const float* x) const {
         std::byte* to = rows + row * row_bytes();
         switch (kind) {
@@ -121,7 +74,7 @@ struct InputRows {
             case InputKind::bf16_terms:
                 return split(reinterpret_cast<bf16*>(to), x);
             case InputKind::bytes:
-                return ByteRows(rows, columns, group).fill(row, x);
+                return;
         }
     }
 
@@ -154,11 +107,12 @@ class LinearInputs {
         : x_(x), rows_(rows), norm_(norm), tokens_(x.size(0)) {}
 
     InputKind kind() const { return rows_.kind; }
+    const InputRows& rows() const { return rows_; }
 
     /// Bytes of all rows; those in each lane's own memory, whether there or not, come first.
     Scratch scratch() const {
         if (kind() == InputKind::as_it_is) return {};
-        const auto rows = static_cast<std::size_t>(tokens_ * row_bytes());
+        const auto rows = static_cast<std::size_t>(rows_.bytes(tokens_));
         return {.shared = apart() ? 0 : rows, .own = (apart() ? rows : 0) + normalized_bytes()};
     }
 
@@ -167,8 +121,12 @@ class LinearInputs {
         if (kind() == InputKind::as_it_is) return reinterpret_cast<const std::byte*>(x_.data<float>());
         auto* normalized = reinterpret_cast<float*>(lane.own);
         std::byte* rows = apart() ? lane.own + normalized_bytes() : lane.shared;
-        const Range tokens = apart() ? Range{0, tokens_} : lane.share(tokens_);
-        for (std::int64_t t = tokens.begin; t < tokens.end; ++t) fill(rows, t, normalized);
+        const Range tokens = apart() ? Range{0, tokens_} : lane.share(tokens_, rows_.bundle);
+        if (kind() == InputKind::bytes) {
+            fill_bytes(rows, tokens, normalized);
+        } else {
+            for (std::int64_t t = tokens.begin; t < tokens.end; ++t) fill(rows, t, normalized);
+        }
         if (!apart()) lane.wait();
         return rows;
     }
@@ -184,20 +142,52 @@ class LinearInputs {
 
     bool apart() const { return tokens_ * rows_.columns <= elements_apart; }
 
-    /// A row between its norm and its rounding.
+    RowNorm norm() const { return {norm_->norm, norm_->norm_bias, norm_->norm_kind, norm_->epsilon}; }
+
+    /// A row between its norm and its rounding; of bytes, a group of the rows of a bundle.
     std::size_t normalized_bytes() const {
-        const bool between = norm_ != nullptr && kind() != InputKind::f32;
-        return between ? float_bytes(rows_.columns) : 0;
+        if (norm_ == nullptr || kind() == InputKind::f32) return 0;
+        if (kind() != InputKind::bytes) return float_bytes(rows_.columns);
+        return float_bytes(rows_.bundle * std::min(rows_.columns, rows_.byte_rows(nullptr).group()));
     }
 
     void fill(std::byte* rows, std::int64_t token, float* normalized) const {
         const float* x = x_.data<float>() + token * x_.stride(0);
         if (norm_ != nullptr) {
             if (kind() == InputKind::f32) normalized = reinterpret_cast<float*>(rows + token * row_bytes());
-            normalize(normalized, x, rows_.columns, {norm_->norm, norm_->norm_bias, norm_->norm_kind, norm_->epsilon});
+            normalize(normalized, x, rows_.columns, norm());
             x = normalized;
         }
         rows_.fill(rows, token, x);
+    }
+
+    /// Some tokens, a bundle and of it a group of columns after the other: what they write lies together.
+    void fill_bytes(std::byte* memory, Range tokens, float* normalized) const {
+        const ByteRows rows = rows_.byte_rows(memory);
+        const auto x = [&](std::int64_t token) { return x_.data<float>() + token * x_.stride(0); };
+        for (std::int64_t first = tokens.begin; first < tokens.end; first += rows.rows()) {
+            const std::int64_t end = std::min(tokens.end, first + rows.rows());
+            std::array<Spread, bundle_rows> spreads;
+            for (std::int64_t t = first; norm_ != nullptr && t < end; ++t) {
+                spreads[static_cast<std::size_t>(t - first)] = Spread(x(t), rows_.columns, norm());
+            }
+            for (std::int64_t g = 0; g < rows.groups(); ++g) {
+                const Range columns = rows.columns(g);
+                const float* parts[bundle_rows];
+                for (std::int64_t t = first; t < end; ++t) {
+                    const float* part = x(t) + columns.begin;
+                    for (std::int64_t i = 0; i < columns.size(); i += 16) prefetch(part + columns.size() + i);
+                    if (norm_ != nullptr) {
+                        float* out = normalized + (t - first) * columns.size();
+                        const Spread& spread = spreads[static_cast<std::size_t>(t - first)];
+                        normalize_part(out, part, columns.begin, columns.size(), spread, norm());
+                        part = out;
+                    }
+                    parts[t - first] = part;
+                }
+                rows.fill(first, end - first, g, parts);
+            }
+        }
     }
 
     const Tensor& x_;

@@ -3,6 +3,7 @@
 // A vector of accumulators holds neighbouring outputs of one token; four columns are multiplied at a time, x being the
 // same four bytes in every lane. Within a group the sums are integers, hence exact; groups are added in f32 in order of
 // columns. So a result depends on its token and its weights only, whatever the tile, the thread or the instruction set.
+//
 #pragma once
 
 #include <algorithm>
@@ -18,14 +19,14 @@ namespace fermi::cpu::FERMI_ISA {
 
 /// Vectors across a strip.
 inline constexpr int strip_vectors = static_cast<int>(strip_rows) / Vec::width;
-/// The tile of many tokens: tokens × strips that keep the integer accumulators in registers.
-inline constexpr int byte_tile_tokens = Vec::width == 16 ? 6 : 4;
+/// The tile: a bundle of tokens × strips, whose integers stay in registers.
+inline constexpr int byte_tile_tokens = static_cast<int>(bundle_rows);
 inline constexpr int byte_tile_strips = Vec::width == 16 ? 2 : 1;
 
 template <WeightFormat format>
 using FormatTag = std::integral_constant<WeightFormat, format>;
 
-/// One item's product. Scale: the dtype of the scales.
+/// One item's product. Scale: the dtype of the scales. The item's tokens begin with a bundle, or are one row of it.
 template <class Dot, WeightFormat format, class Scale>
 class PackedProduct {
   public:
@@ -46,32 +47,38 @@ class PackedProduct {
     void run() {
         std::int64_t strip = item_.outputs.begin / strip_rows;
         const std::int64_t end = (item_.outputs.end + strip_rows - 1) / strip_rows;
-        const bool few = item_.tokens.end - item_.tokens.begin <= few_tokens;
+        // Against one bundle, strips are read one after the other, as they lie in memory.
+        const bool few = item_.tokens.size() <= x_.rows();
         for (; !few && strip + byte_tile_strips <= end; strip += byte_tile_strips) tokens<byte_tile_strips>(strip);
         for (; strip < end; ++strip) tokens<1>(strip);
     }
 
   private:
     using Byte = std::conditional_t<format == WeightFormat::int8, std::int8_t, std::uint8_t>;
-    static constexpr std::int64_t block_columns = format == WeightFormat::int8 ? 4 : 8;
+    /// Steps of four columns in a block.
+    static constexpr std::int64_t block_steps = format == WeightFormat::int8 ? 1 : 2;
     static constexpr std::int64_t block_bytes = 4 * strip_rows;
-    /// Up to this many tokens, strips are read one after the other, as they lie in memory.
-    static constexpr int few_tokens = 2;
 
-    /// All tokens with `Strips` strips, in tiles of nearly equal size. A single tile reads as fast as memory gives, in
-    /// order, which the processor foresees. Of several, the first ask for the strips that come.
+    /// Up to this many tokens, a strip is read as fast as memory gives, in order, which the processor foresees.
+    static constexpr std::int64_t foreseen_tokens = 4;
+    /// How far ahead of a single tile of more tokens memory is asked: what comes while it waits.
+    static constexpr std::int64_t bytes_ahead = 16 << 10;
+
+    /// All tokens with `Strips` strips, a bundle after the other. Of several, the first ask for the strips that come.
     template <int Strips>
     void tokens(std::int64_t strip) {
         read_biases<Strips>(strip);
-        const std::int64_t count = item_.tokens.end - item_.tokens.begin;
-        const std::int64_t tiles = (count + byte_tile_tokens - 1) / byte_tile_tokens;
-        std::int64_t t = item_.tokens.begin;
-        for (std::int64_t i = 0; i < tiles; ++i) {
-            const std::int64_t next = item_.tokens.begin + count * (i + 1) / tiles;
-            const bool asks = tiles > 1 && i < Strips;
-            const Byte* ahead = asks ? data_ + (strip + Strips + i) * blocks_ * block_bytes : nullptr;
-            tile_of<byte_tile_tokens, Strips>(next - t, t, strip, ahead);
-            t = next;
+        const Byte* data = data_ + strip * blocks_ * block_bytes;
+        const Range range = item_.tokens;
+        if (range.size() <= x_.rows()) {
+            const Byte* ahead = range.size() > foreseen_tokens ? data + bytes_ahead : nullptr;
+            return tile_of<byte_tile_tokens, Strips>(range.size(), range.begin, strip, ahead);
+        }
+        const Byte* ahead = data + Strips * blocks_ * block_bytes;
+        int asked = 0;
+        for (std::int64_t t = range.begin; t < range.end; t += x_.rows()) {
+            tile_of<byte_tile_tokens, Strips>(std::min(x_.rows(), range.end - t), t, strip, ahead);
+            ahead = ++asked < Strips ? ahead + blocks_ * block_bytes : nullptr;
         }
     }
 
@@ -93,29 +100,46 @@ class PackedProduct {
         grouped_ ? tile<M, Strips, true>(token, strip, ahead) : tile<M, Strips, false>(token, strip, ahead);
     }
 
+    /// Where the strips of a tile lie, for each vector of outputs.
+    template <int N>
+    struct Strip {
+        const Byte* data[N];
+        const Scale* scales[N];
+        const std::uint8_t* zeros[N];
+    };
+
     template <int M, int Strips, bool grouped>
     void tile(std::int64_t token, std::int64_t strip, const Byte* ahead) const {
         constexpr int N = Strips * strip_vectors;
-        const Byte* w[N];
+        Strip<N> w;
+#pragma GCC unroll 16
         for (int n = 0; n < N; ++n) {
-            w[n] = data_ + (strip + n / strip_vectors) * blocks_ * block_bytes + n % strip_vectors * 4 * Vec::width;
+            const std::int64_t at = strip + n / strip_vectors, vector = n % strip_vectors * Vec::width;
+            w.data[n] = data_ + at * blocks_ * block_bytes + 4 * vector;
+            w.scales[n] = scales_ + at * groups_ * strip_rows + vector;
+            w.zeros[n] = zeros_ == nullptr ? nullptr : zeros_ + at * groups_ * strip_rows + vector;
         }
-        const std::int8_t* x[M];
-        for (int m = 0; m < M; ++m) x[m] = x_.q(token + m);
+        ByteRows::Place x = x_.at(token);
         Vec sums[M][N];
-        for (auto& row : sums) {
-            for (Vec& each : row) each = zero();
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) sums[m][n] = zero();
         }
+        const std::int64_t blocks = x_.group() / (4 * block_steps);  // of a group
         for (std::int64_t g = 0; g < x_.groups(); ++g) {
-            const Range blocks{g * x_.group / block_columns, std::min(blocks_, (g + 1) * x_.group / block_columns)};
-            group<M, N, grouped>(token, strip, g, blocks, w, x, ahead, sums);
+            const Range part{g * blocks, std::min(blocks_, (g + 1) * blocks)};
+            group<M, N, grouped>(x, part, w, grouped ? g * strip_rows : 0, ahead, sums);
+            x.q += x_.group() * x_.rows();
+            x.scales += x_.rows();
+            x.sums += x_.rows();
         }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int n = 0; n < N; ++n) {
             const std::int64_t row = (strip + n / strip_vectors) * strip_rows + n % strip_vectors * Vec::width;
-            const Vec scale = grouped ? broadcast(1.0F) : scale_of(strip, 0, n);
+            const Vec scale = grouped ? broadcast(1.0F) : load(w.scales[n]);
             const Vec bias = load(biases_ + n * Vec::width);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int m = 0; m < M; ++m) {
                 const Vec value = grouped ? sums[m][n] : sums[m][n] * scale;
                 write(token + m, row, bias_ == nullptr ? value : value + bias);
@@ -123,58 +147,58 @@ class PackedProduct {
         }
     }
 
-    Vec scale_of(std::int64_t strip, std::int64_t group, int n) const {
-        return load(scales_ + ((strip + n / strip_vectors) * groups_ + group) * strip_rows +
-                    n % strip_vectors * Vec::width);
-    }
-
-    /// One group of columns: sums += scale of the weights · scale of x · Σ (q - zero) · x.
+    /// One group of columns, the first of x: sums += scale of the weights · scale of x · Σ (q - zero) · x. `at`: where
+    /// the group's scales lie.
     template <int M, int N, bool grouped>
-    FERMI_INLINE void group(std::int64_t token, std::int64_t strip, std::int64_t g, Range blocks,
-                            const Byte* const (&w)[N], const std::int8_t* const (&x)[M], const Byte* ahead,
-                            Vec (&sums)[M][N]) const {
+    FERMI_INLINE void group(const ByteRows::Place& x, Range blocks, const Strip<N>& w, std::int64_t at,
+                            const Byte* ahead, Vec (&sums)[M][N]) const {
         // The same zero for all weights is the products' starting point.
         constexpr std::int32_t zero_point = format == WeightFormat::int8 ? Dot::raise : 8;
         IntVec products[M][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
-            const IntVec start = repeat(zeros_ != nullptr ? 0 : -zero_point * x_.sums(token + m)[g]);
-#pragma GCC unroll 8
+            const IntVec start = repeat(zeros_ != nullptr ? 0 : -zero_point * x.sums[m]);
+#pragma GCC unroll 16
             for (int n = 0; n < N; ++n) products[m][n] = start;
         }
-        ahead != nullptr ? multiply<M, N, true>(blocks, w, x, ahead, products)
-                         : multiply<M, N, false>(blocks, w, x, ahead, products);
-#pragma GCC unroll 8
+        ahead != nullptr ? multiply<M, N, true>(x.q, blocks, w, ahead, products)
+                         : multiply<M, N, false>(x.q, blocks, w, ahead, products);
+#pragma GCC unroll 16
         for (int n = 0; n < N; ++n) {
-            const Vec scale = grouped ? scale_of(strip, g, n) : broadcast(1.0F);
-            const Vec zeros = zeros_ != nullptr ? zeros_of(strip, grouped ? g : 0, n) : zero();
-#pragma GCC unroll 8
+            const Vec scale = grouped ? load(w.scales[n] + at) : broadcast(1.0F);
+            const Vec zeros = zeros_ != nullptr ? load_bytes_as_floats(w.zeros[n] + at) : zero();
+#pragma GCC unroll 16
             for (int m = 0; m < M; ++m) {
                 Vec product = to_float(products[m][n]);
-                if (zeros_ != nullptr) {
-                    product = fma(zeros, broadcast(-static_cast<float>(x_.sums(token + m)[g])), product);
-                }
+                if (zeros_ != nullptr) product = fma(zeros, broadcast(-static_cast<float>(x.sums[m])), product);
                 if (grouped) product = product * scale;
-                sums[m][n] = fma(product, broadcast(x_.scales(token + m)[g]), sums[m][n]);
+                sums[m][n] = fma(product, broadcast(x.scales[m]), sums[m][n]);
             }
         }
     }
 
-    Vec zeros_of(std::int64_t strip, std::int64_t group, int n) const {
-        return load_bytes_as_floats(zeros_ + ((strip + n / strip_vectors) * groups_ + group) * strip_rows +
-                                    n % strip_vectors * Vec::width);
-    }
-
     template <int M, int N, bool fetch>
-    FERMI_INLINE void multiply(Range blocks, const Byte* const (&w)[N], const std::int8_t* const (&x)[M],
-                               const Byte* ahead, IntVec (&sums)[M][N]) const {
+    FERMI_INLINE void multiply(const std::int8_t* x, Range blocks, const Strip<N>& w, const Byte* ahead,
+                               IntVec (&sums)[M][N]) const {
+        const std::int64_t step = 4 * x_.rows();
+        const auto add = [&](const ByteVec(&weights)[N]) {
+#pragma GCC unroll 16
+            for (int m = 0; m < M; ++m) {
+                const auto four = Dot::four(x + 4 * m);
+#pragma GCC unroll 16
+                for (int n = 0; n < N; ++n) {
+                    sums[m][n] = format == WeightFormat::int8 ? Dot::add(weights[n], four, sums[m][n])
+                                                              : Dot::add_halves(weights[n], four, sums[m][n]);
+                }
+            }
+            x += step;
+        };
         for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
             if (fetch) prefetch_far(ahead + b * block_bytes);
             ByteVec low[N], high[N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int n = 0; n < N; ++n) {
-                const Byte* from = w[n] + b * block_bytes;
-                const ByteVec packed = load_bytes(from);
+                const ByteVec packed = load_bytes(w.data[n] + b * block_bytes);
                 if constexpr (format == WeightFormat::int8) {
                     low[n] = Dot::signed_weights(packed);
                 } else {
@@ -182,20 +206,8 @@ class PackedProduct {
                     high[n] = high_halves(packed);
                 }
             }
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) {
-                const ByteVec four = repeat_bytes(x[m] + b * block_columns);
-#pragma GCC unroll 8
-                for (int n = 0; n < N; ++n) {
-                    sums[m][n] = format == WeightFormat::int8 ? Dot::add(low[n], four, sums[m][n])
-                                                              : Dot::add_halves(low[n], four, sums[m][n]);
-                }
-                if constexpr (format == WeightFormat::int4) {
-                    const ByteVec next = repeat_bytes(x[m] + b * block_columns + 4);
-#pragma GCC unroll 8
-                    for (int n = 0; n < N; ++n) sums[m][n] = Dot::add_halves(high[n], next, sums[m][n]);
-                }
-            }
+            add(low);
+            if constexpr (format == WeightFormat::int4) add(high);
         }
     }
 

@@ -44,7 +44,7 @@ void multiply(const ProductRows& x, const Weight& weight, const Tensor* bias, co
     switch (x.kind) {
         case InputKind::bytes:
             return with_packed(weight, [&]<class Dot, class Format, class Scale>(Dot, Format, Scale) {
-                const ByteRows rows(x.data, weight.columns(), weight.group());
+                const ByteRows rows(const_cast<std::byte*>(x.data), weight.columns(), weight.group(), x.bundle);
                 PackedProduct<Dot, Format::value, Scale>(rows, weight, bias, item, results).run();
             });
         case InputKind::bf16:
@@ -89,7 +89,7 @@ std::int64_t tokens_per_item(InputKind kind, std::int64_t tokens, std::int64_t c
     }
     const std::int64_t blocks = (tokens + fitting - 1) / fitting;
     // Equal blocks: 257 tokens are not 256 and 1.
-    return round_up((tokens + blocks - 1) / blocks, kind == InputKind::bytes ? byte_tile_tokens : tile_rows);
+    return round_up((tokens + blocks - 1) / blocks, kind == InputKind::bytes ? rows_of_bundle(tokens) : tile_rows);
 }
 
 std::int64_t tile_outputs(InputKind kind) {

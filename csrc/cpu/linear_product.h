@@ -13,6 +13,7 @@ struct ProductRows {
     InputKind kind;
     const std::byte* data;
     std::int64_t row_bytes;  // from row to row
+    std::int64_t bundle;     // of int8 instead: rows that lie interleaved (see ByteRows)
 };
 
 /// results = x · Wᵀ + bias, of the item's tokens and outputs. `saved`: dense_scratch bytes for a dense weight.

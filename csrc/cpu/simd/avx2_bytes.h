@@ -42,6 +42,7 @@ FERMI_INLINE void store_bytes(std::int8_t* to, Vec a) {
 struct PlainByteDot {
     static constexpr int raise = 0;
     static FERMI_INLINE ByteVec signed_weights(ByteVec a) { return a; }
+    static FERMI_INLINE ByteVec four(const std::int8_t* from) { return repeat_bytes(from); }
     static FERMI_INLINE IntVec add(ByteVec w, ByteVec x, IntVec sums) {
         // |x| · (w with x's sign): two products are at most 2 · 127 · 127, which 16 bits hold.
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x.value), _mm256_sign_epi8(w.value, x.value));

@@ -48,7 +48,18 @@ struct FastByteDot {
         __asm__("vpdpbusd %2, %1, %0" : "+v"(sums.value) : "v"(w.value), "v"(x.value));
         return sums;
     }
-    static FERMI_INLINE IntVec add_halves(ByteVec w, ByteVec x, IntVec sums) { return add(w, x, sums); }
+    /// Four bytes that the instruction itself repeats.
+    struct Four {
+        const std::int8_t* from;
+    };
+    static FERMI_INLINE Four four(const std::int8_t* from) { return {from}; }
+    static FERMI_INLINE IntVec add(ByteVec w, Four x, IntVec sums) {
+        __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+                : "+v"(sums.value)
+                : "v"(w.value), "m"(*reinterpret_cast<const std::int8_t (*)[4]>(x.from)));
+        return sums;
+    }
+    static FERMI_INLINE IntVec add_halves(ByteVec w, Four x, IntVec sums) { return add(w, x, sums); }
 };
 
 /// CPUID leaf 7: AVX512_VNNI.
@@ -60,6 +71,7 @@ inline bool fast_byte_dot_usable() {
 struct PlainByteDot {
     static constexpr int raise = 0;
     static FERMI_INLINE ByteVec signed_weights(ByteVec a) { return a; }
+    static FERMI_INLINE ByteVec four(const std::int8_t* from) { return repeat_bytes(from); }
     static FERMI_INLINE IntVec add(ByteVec w, ByteVec x, IntVec sums) {
         const auto odd = [](__m512i a) { return _mm512_srai_epi16(a, 8); };
         const auto even = [&](__m512i a) { return odd(_mm512_slli_epi16(a, 8)); };

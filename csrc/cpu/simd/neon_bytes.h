@@ -52,6 +52,7 @@ FERMI_INLINE void store_bytes(std::int8_t* to, Vec a) {
 struct FastByteDot {
     static constexpr int raise = 0;
     static FERMI_INLINE ByteVec signed_weights(ByteVec a) { return a; }
+    static FERMI_INLINE ByteVec four(const std::int8_t* from) { return repeat_bytes(from); }
     static FERMI_INLINE IntVec add(ByteVec w, ByteVec x, IntVec sums) {
         __asm__(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b"
                 : "+w"(sums.value)
@@ -72,6 +73,7 @@ inline bool fast_byte_dot_usable() {
 struct PlainByteDot {
     static constexpr int raise = 0;
     static FERMI_INLINE ByteVec signed_weights(ByteVec a) { return a; }
+    static FERMI_INLINE ByteVec four(const std::int8_t* from) { return repeat_bytes(from); }
     static FERMI_INLINE IntVec add(ByteVec w, ByteVec x, IntVec sums) {
         const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w.value), vget_low_s8(x.value)));
         const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(w.value), vget_high_s8(x.value)));

@@ -48,6 +48,7 @@ FERMI_INLINE void store_bytes(std::int8_t* to, Vec a) {
 struct PlainByteDot {
     static constexpr int raise = 0;
     static FERMI_INLINE ByteVec signed_weights(ByteVec a) { return a; }
+    static FERMI_INLINE ByteVec four(const std::int8_t* from) { return repeat_bytes(from); }
     static FERMI_INLINE IntVec add(ByteVec w, ByteVec x, IntVec sums) {
         for (int i = 0; i < Vec::width; ++i) {
             for (int j = 4 * i; j < 4 * i + 4; ++j) sums.value[i] += w.value[j] * x.value[j];
