@@ -236,7 +236,7 @@ def test_field_of_completions(serve: Serve, field: str, body: dict[str, Any], ef
 
 def test_every_field_is_listed() -> None:
     both = {field for field, *_ in COMMON}
-    chat = {field for field, *_ in OF_CHAT} | {"documents"}  # a template that shows them: test_chat
+    chat = {field for field, *_ in OF_CHAT} | {"documents"}
     assert set(ChatBody.model_fields) - both - ELSEWHERE == chat - both
     assert (
         set(CompletionBody.model_fields) - both - ELSEWHERE - {"skip_special_tokens"}
@@ -305,6 +305,13 @@ def test_streams_tell_tokens_and_metadata(toy_server: Running, path: str) -> Non
     assert first["prompt_token_ids"] == (whole if path == CHAT else whole["choices"][0])["prompt_token_ids"]
     assert sum("prompt_token_ids" in json.dumps(chunk) for chunk in chunks) == 1
     assert [chunk["metadata"] for chunk in chunks if "metadata" in chunk] == [{"a": "b"}]
+
+
+def test_documents_reach_the_template(serve: Serve) -> None:
+    model = toy_model(template="{% for each in documents %}({{ each.title }}){% endfor %}{{ messages[0].content }}")
+    with serve(model).http() as http:
+        http.post(CHAT, json={"messages": HELLO, "documents": [{"title": "a"}, {"title": "b"}]})
+    assert service_of(model).prompt(service_of(model).last) == "(a)(b)Hi"
 
 
 @pytest.mark.parametrize("field", ["user", "safety_identifier"])

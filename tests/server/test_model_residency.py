@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from random import Random
 
 import pytest
 
@@ -15,6 +16,12 @@ from fermi.server.registry import Entry, Registry
 from fermi.server.residency import Residency
 from fermi.server.served import ServedModel
 from server.toy import ScriptedService, byte_tokenizer, toy_model
+
+
+@pytest.fixture(autouse=True)
+def _without_looking_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is much of it in a process of tests."""
+    monkeypatch.setattr("fermi.server.residency.gc.collect", lambda: 0)
 
 
 @dataclass
@@ -322,3 +329,47 @@ async def test_the_end_stops_all_that_lives() -> None:
     end.set()
     await task
     await unloading
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_at_random(seed: int) -> None:
+    """Whatever comes in whatever order: nothing leaves that is used, the bound holds, and every request ends."""
+    random = Random(seed)
+    sources = [Source(name, memory=random.randint(40, 120), weight=random.choice([0, 80])) for name in "abcd"]
+    house = House(*sources, keep_alive_s=3.0, memory=260)
+    ends: list[int] = []
+
+    async def request(source: Source) -> None:
+        if random.random() < 0.2:
+            source.failures = [CheckpointError("bad")]
+        try:
+            served = await house.residency.take(source.entry, random.choice([None, 0.0, 5.0]))
+        except (NotReadyError, EngineError, DeadlineError):
+            ends.append(0)
+            return
+        service = served.service
+        assert isinstance(service, StoppableService)
+        for _ in range(random.randrange(6)):
+            await asyncio.sleep(0)
+            assert not service.stopped
+        assert sum(each.entry.memory or 0 for each in sources if each.entry.resident) <= 260
+        ends.append(1)
+
+    tasks: list[asyncio.Future[None]] = []
+    for _ in range(150):
+        source = random.choice(sources)
+        step = random.random()
+        if step < 0.7:
+            tasks.append(asyncio.ensure_future(request(source)))
+        elif step < 0.8:
+            tasks.append(asyncio.ensure_future(house.residency.unload(source.entry)))
+        else:
+            await house.pass_time(random.choice([0.5, 4.0]))
+        for _ in range(random.randrange(4)):
+            await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert ends.count(1) > 10
+    await house.residency.stop()
+    await house.settled()
+    assert all(service.stopped for source in sources for service in source.services)
+    assert not any(source.entry.reserved for source in sources)
