@@ -34,7 +34,7 @@ class Paced:
 
     Attributes:
         free: steps need no permit; else each takes one of ``permits``.
-        stepped: released after each step.
+        entered, stepped: released before and after each such step.
         failure: what the next steps raise; ``crash``: what escapes them, once.
         made: how often the engine was assembled.
         resetting: released when it is about to be, again; then one of ``resets`` is needed, unless ``free``.
@@ -43,6 +43,7 @@ class Paced:
     def __init__(self, *, free: bool = True, max_model_len: int = 4096, **service: int) -> None:
         self.free = free
         self.permits = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
         self.stepped = threading.Semaphore(0)
         self.resetting = threading.Semaphore(0)
         self.resets = threading.Semaphore(0)
@@ -68,6 +69,7 @@ class Paced:
         if not plan.work:
             return StepOutput()
         if not self.free:
+            self.entered.release()
             self.permits.acquire()
         self.steps += 1
         crash, self.crash = self.crash, None

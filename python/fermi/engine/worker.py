@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from abc import ABC, abstractmethod
+from contextlib import suppress
 
 from fermi.errors import EngineDownError
 
@@ -68,8 +69,17 @@ class Worker(ABC):
             self._accepting = False
         if self._thread.ident is None:
             return
-        await loop.run_in_executor(None, self._drain, drain_s)
-        await loop.run_in_executor(None, self._thread.join)
+        ended = asyncio.Event()
+
+        def wait() -> None:
+            self._drain(drain_s)
+            self._thread.join()
+            with suppress(RuntimeError):  # the loop did not wait, and is closed
+                loop.call_soon_threadsafe(ended.set)
+
+        # Not in the loop's executor: a loop that ends would wait for it.
+        threading.Thread(target=wait, name=f"{self._thread.name}-end", daemon=True).start()
+        await ended.wait()
 
     def _refuse_unless_ready(self) -> None:
         if not self.ready:

@@ -57,6 +57,7 @@ class Listener:
         self.state: ServerState = self.app.state.server
         self.exit_code = 0
         self.abandoned = False
+        self._hurries = False
         self.loop: asyncio.AbstractEventLoop
         self._sockets = sockets
         self._starting: list[Callable[[], None]] = []
@@ -73,6 +74,7 @@ class Listener:
 
     def stop(self) -> None:
         """End now; what runs is cut off with an error. To be called in the event loop's thread."""
+        self._hurries = True
         self._server.config.timeout_graceful_shutdown = HURRY_S
         self.state.drain()
         self._ending = asyncio.ensure_future(self._end(HURRY_S))
@@ -94,7 +96,8 @@ class Listener:
     async def _end_when_drained(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.state.drained.wait(), self.state.settings.openai.drain_ms / 1000)
-        await self._end(None)
+        if not self._hurries:
+            await self._end(None)
 
     async def _end(self, seconds: float | None) -> None:
         """Stop the engines, which ends every request, then the server. Those that take longer are left alone."""

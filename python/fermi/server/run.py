@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from fermi.config import Settings
@@ -40,8 +41,8 @@ def run(settings: Settings) -> int:
     tasks: list[asyncio.Task[None]] = []
     listener.on_start(lambda: tasks.append(listener.loop.create_task(_start(listener, settings, address))))
     code = listener.run()
-    if listener.abandoned:  # the interpreter must not take itself apart under an engine that runs
-        os._exit(code)
+    if any(thread.daemon for thread in threading.enumerate()):
+        os._exit(code)  # the interpreter must not take itself apart under a thread that loads a model, or runs one
     return code
 
 
@@ -58,6 +59,8 @@ async def _start(listener: Listener, settings: Settings, address: str) -> None:
                 await state.residency.take(entry)  # and so keep it while the others come
             except NotReadyError as error:
                 logger().warning("a model is left for later", model=entry.name, reason=str(error))
+        if state.draining:  # a signal came first
+            return
         if not settings.openai.lazy and not state.models.loaded:
             listener.fail()
             return
