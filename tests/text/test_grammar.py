@@ -319,10 +319,20 @@ def test_large_grammars_that_stay_small_are_kept(compiler: GrammarCompiler, spec
 
 
 def test_equal_specs_are_compiled_once(compiler: GrammarCompiler) -> None:
-    first = compiler.compile(JsonSchema({"type": "null", "title": "once"}))
-    assert compiler.find(JsonSchema({"type": "null", "title": "once"})) is first
-    assert compiler.compile(JsonSchema('{"type": "null", "title": "once"}')) is first
-    assert compiler.find(JsonSchema({"title": "once", "type": "null"})) is not first  # the order of properties counts
+    schema = {"type": "object", "properties": {"b": {"const": 7}, "a": {"const": 8}}}
+    first = compiler.compile(JsonSchema({"title": "once", **schema}))
+    assert compiler.find(JsonSchema(schema)) is first
+    assert compiler.compile(JsonSchema(json.dumps({"description": "again", **schema}))) is first
+    other = {"type": "object", "properties": {"a": {"const": 8}, "b": {"const": 7}}}
+    assert compiler.find(JsonSchema(other)) is None  # the order of properties counts
+
+
+def test_what_may_be_empty(compiler: GrammarCompiler) -> None:
+    for spec in (Regex("a?"), Choice(("", "a")), Lark('start: "a"?'), GBNF('root ::= "a"?')):
+        assert compiler.tokenizer.eos_token_ids < set(allowed(compiler.compile(spec).start(), compiler.vocab_size))
+    for spec in (Regex(""), Choice(("",))):
+        only = set(allowed(compiler.compile(spec).start(), compiler.vocab_size))
+        assert only == compiler.tokenizer.eos_token_ids
 
 
 def test_sequences_of_a_grammar_do_not_know_each_other(compiler: GrammarCompiler) -> None:

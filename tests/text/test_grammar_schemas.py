@@ -109,8 +109,8 @@ def test_what_is_drawn_fits_the_schema_as_it_was_given(compiler: GrammarCompiler
     "schema",
     [
         {"const": {"format": "int32", "uniqueItems": False}},
-        {"enum": [{"propertyNames": True}], "default": {"format": "x"}},
-        {"type": "object", "properties": {"pattern": {"type": "string"}, "format": {"const": "x"}}},
+        {"enum": [{"propertyNames": True, "title": "x"}]},
+        {"type": "object", "properties": {"pattern": {"type": "string"}, "format": {"const": "x"}, "title": {}}},
         {"type": "string", "format": "date-time", "pattern": "^a"},
         True,
         {"not": {"type": "string"}},
@@ -118,6 +118,13 @@ def test_what_is_drawn_fits_the_schema_as_it_was_given(compiler: GrammarCompiler
 )
 def test_what_is_readable_stays_as_it_is(schema: Any) -> None:
     assert readable_schema(schema) == schema
+
+
+def test_descriptions_are_left_out_however_long(compiler: GrammarCompiler) -> None:
+    long = "words " * 50_000
+    schema = {"title": "T", "description": long, "type": "object", "properties": {"title": {"description": long}}}
+    assert readable_schema(schema) == {"type": "object", "properties": {"title": {}}}
+    compiler.compile(JsonSchema(schema))
 
 
 @pytest.mark.parametrize(

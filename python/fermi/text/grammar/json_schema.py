@@ -15,6 +15,11 @@ FORMATS = frozenset({
 #: Expressions with look-ahead that say the same without: pydantic's of a Decimal.
 PATTERNS = {r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)$"}
 
+#: What describes and does not constrain.
+ANNOTATIONS = frozenset({
+    "title", "description", "$comment", "default", "examples", "example", "deprecated", "readOnly", "writeOnly",
+})  # fmt: skip
+
 _OF_ONE = (
     "additionalProperties", "additionalItems", "contains", "else", "if", "items", "not", "propertyNames", "then",
     "unevaluatedItems", "unevaluatedProperties",
@@ -26,12 +31,13 @@ _BY_NAME = ("$defs", "definitions", "dependentSchemas", "patternProperties", "pr
 def readable_schema(schema: Any) -> Any:
     """A schema that means the same to llguidance as this one to JSON Schema, as far as it can be said.
 
-    Left out: formats that are annotations (``int32``, ``password``), a wish for unique items that is none, names of
-    properties that may be any. Said otherwise: names that must be of a list or match an expression.
+    Left out: annotations, which may be long, and formats that are some (``int32``, ``password``), a wish for unique
+    items that is none, names of properties that may be any. Said otherwise: names that must be of a list or match an
+    expression.
     """
     if not isinstance(schema, Mapping):
         return schema
-    made = dict(schema)
+    made = {name: value for name, value in schema.items() if name not in ANNOTATIONS}
     for name in _OF_ONE:
         if isinstance(made.get(name), Mapping):
             made[name] = readable_schema(made[name])
