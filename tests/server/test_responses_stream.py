@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import AsyncIterator
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -21,6 +24,7 @@ from fermi.server.chat_text import CallDelta, ChatDelta
 from fermi.server.errors import failure_of
 from fermi.server.generation import Usage
 from fermi.server.responses.events import Growing
+from fermi.server.responses.reply import Background, Follower
 from server.live import Paced, wait_for
 from server.responses_oracle import check_event, check_response, events_of, rebuilt
 from server.running import Running, Serve
@@ -453,6 +457,53 @@ class TestBackground:
         with server.openai().responses.stream(response_id=created["id"], starting_after=4) as stream:
             assert next(iter(stream)).sequence_number == 5
             assert stream.get_final_response().output_text == "Hello"
+
+    async def test_followers_miss_nothing(self) -> None:
+        """Neither what comes while an event is sent, nor what comes while they wait."""
+        told: asyncio.Queue[str] = asyncio.Queue()
+
+        async def failing() -> AsyncIterator[dict[str, Any]]:
+            while (kind := await told.get()) != "end":
+                yield {"type": kind}
+
+        growing = SimpleNamespace(status="in_progress", told=lambda kind, status=None: {"type": kind})
+        reply = SimpleNamespace(body=SimpleNamespace(stream=True, previous_response_id=None), growing=growing, owner="")
+        reply.failing, reply.record = failing, lambda: None
+        background = Background(reply, AsyncMock(), SimpleNamespace(running=0, ended=lambda: None))  # type: ignore[arg-type]
+        await background.start()
+
+        async def settle() -> None:
+            for _ in range(9):
+                await asyncio.sleep(0)
+
+        follower = Follower()
+        stream = background.follow(follower)
+        got = [await stream.__anext__()]  # the first of two; now more come
+        for kind in "ab":
+            told.put_nowait(kind)
+        await settle()
+        got += [await asyncio.wait_for(stream.__anext__(), 10) for _ in range(3)]
+        waiting = asyncio.ensure_future(stream.__anext__())
+        await settle()
+        told.put_nowait("c")
+        got.append(await waiting)
+        waiting = asyncio.ensure_future(stream.__anext__())
+        await settle()
+        told.put_nowait("end")
+        assert await waiting == b": ping\n\n"
+        kinds = [event.split(b"\n")[0].decode().removeprefix("event: ") for event in got]
+        assert kinds == ["response.created", "response.queued", "a", "b", "c"]
+
+    async def test_a_follower_that_leaves_while_it_waits(self, serve: Serve) -> None:
+        model = toy_model(hold=True)
+        server = serve(model)
+        stream = await server.async_openai().responses.create(model="toy", input="Hi", stream=True, background=True)
+        response = (await stream.__anext__()).response  # type: ignore[union-attr]
+        await stream.close()
+        wait_for(lambda: server.listener.state.running == 1)  # the response's own
+        cancelled = await server.async_openai().responses.cancel(response.id)
+        assert cancelled.status == "cancelled"
+        wait_for(lambda: not server.listener.state.running)
 
     def test_only_streams_are_followed(self, serve: Serve) -> None:
         server = serve(toy_model())

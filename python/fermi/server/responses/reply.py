@@ -148,13 +148,13 @@ class Background:
         assert self.events is not None
         at = follower.after + 1
         while not follower.left:
-            for event in self.events[at:]:
-                yield event
-            at = max(at, len(self.events))
-            if self.task.done() and at >= len(self.events):
+            if at < len(self.events):  # looked at each time: more may come while one is sent
+                at += 1
+                yield self.events[at - 1]
+            elif self.task.done():
                 yield PING  # an answer, even where nothing came
                 return
-            if at >= len(self.events) and not follower.left:
+            else:
                 follower.wake = self._changed
                 await self._changed.wait()
 
