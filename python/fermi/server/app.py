@@ -9,13 +9,15 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from fermi import __version__
 from fermi.config import Settings
 from fermi.server import chat, completions, embeddings, health, models, observability, scoring, similarity, tokenize
 from fermi.server.errors import add_handlers
-from fermi.server.keys import KeyRing, Keys
+from fermi.server.keys import KeyRing, Keys, is_open
 from fermi.server.messages import router as messages
 from fermi.server.metrics import Metrics
 from fermi.server.middleware import BodyLimit, Requests
+from fermi.server.openapi import add_docs
 from fermi.server.registry import Registry
 from fermi.server.responses import Responses
 from fermi.server.responses import router as responses
@@ -65,14 +67,18 @@ def create_app(registry: Registry, settings: Settings | None = None, lifespan: L
     app = FastAPI(
         title="fermi",
         description="An inference engine for small language models, with OpenAI's API.",
+        version=__version__,
         lifespan=live,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.server = state
     app.state.responses = Responses(settings.openai)
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    add_docs(app, is_open)
     _add_layers(app, state)
     return app
 

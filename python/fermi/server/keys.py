@@ -101,7 +101,7 @@ class Keys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             holder = self._ring.holder(_carried(Headers(scope=scope)))
-            if holder is None and self._ring.closed and not _is_open(scope):
+            if holder is None and self._ring.closed and not _is_free(scope):
                 await unauthorized().response()(scope, receive, send)
                 return
             if holder is not None:
@@ -112,9 +112,13 @@ class Keys:
         await self._app(scope, receive, send)
 
 
-def _is_open(scope: Scope) -> bool:
-    path = scope["path"]
-    return path in OPEN or path.startswith(OPEN_FOLDERS) or scope["method"] == "OPTIONS"
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return path in OPEN or path.startswith(OPEN_FOLDERS)
+
+
+def _is_free(scope: Scope) -> bool:
+    return is_open(scope["path"]) or scope["method"] == "OPTIONS"
 
 
 def _carried(headers: Headers) -> list[bytes]:
