@@ -55,6 +55,7 @@ class Entry:
         loading, leaving: while it comes or goes.
         memory: bytes that it takes, or took when it was last in memory; before that None.
         reserved: bytes kept for it while it is loaded.
+        claims: tasks that wait for it and have not been given it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Entry:
     leaving: asyncio.Task[None] | None = None
     memory: int | None = None
     reserved: int = 0
+    claims: int = 0
     max_model_len: int | None = None
     kind: str = "a model that was not loaded yet"
     endpoints: tuple[str, ...] | None = None  # None: not known before it is loaded

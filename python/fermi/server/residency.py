@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
@@ -60,6 +60,8 @@ class Residency:
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._later = later or (lambda delay, call: asyncio.get_running_loop().call_later(delay, call))
         self._timer: Timer | None = None
+        self._unsure = asyncio.Lock()
+        self._waiting: list[asyncio.Future[None]] = []  # for a change
         self._draining: dict[Entry, Service] = {}  # of models on their way out
         self._stopped = False
 
@@ -67,7 +69,7 @@ class Residency:
         """The model, in memory at least until the running task ends.
 
         Raises:
-            NotReadyError: it is not in memory and nothing loads it, or there is no room for it.
+            NotReadyError: it is not in memory and nothing loads it, or there can be no room for it.
             DeadlineError: the time was over before it was loaded; it is loaded nevertheless.
             EngineError: it cannot be loaded.
         """
@@ -81,7 +83,13 @@ class Residency:
                 )
             loading = self._loading(entry)
             left = None if end is None else max(0.0, end - self._clock())
-            if not (await asyncio.wait({loading}, timeout=left))[0]:
+            entry.claims += 1
+            try:
+                done, _ = await asyncio.wait({loading}, timeout=left)
+            finally:
+                entry.claims -= 1
+                self._changed()
+            if not done:
                 raise DeadlineError(f"The request's time was over before the model {entry.name!r} was loaded.")
             try:
                 loading.result()
@@ -110,7 +118,7 @@ class Residency:
 
         Raises:
             RequestError: it cannot be loaded; says why.
-            NotReadyError: there is no room for it.
+            NotReadyError: there can be no room for it.
             EngineError: loading failed in a way that nobody foresaw.
         """
         if entry.resident is None:
@@ -155,6 +163,7 @@ class Residency:
         if not resident.users:
             resident.unused.set()
             self.watch()
+            self._changed()
 
     def _idle(self) -> Iterator[tuple[Entry, Resident]]:
         """Models that no task uses and that can be loaded again."""
@@ -183,29 +192,15 @@ class Residency:
         return entry.loading
 
     async def _load(self, entry: Entry) -> None:
-        assert entry.load is not None  # else it would be in memory
         try:
             if entry.leaving is not None:
                 await asyncio.wait({entry.leaving})
-            if self._memory is not None:
-                needed = entry.memory
-                if needed is None and entry.weigh is not None:
-                    needed = await in_thread(entry.weigh)
-                await self._make_room(entry, needed or 0)
-            logger().info("loading a model", model=entry.name)
-            served = await in_thread(entry.load)
-            try:
-                if self._stopped:
-                    raise NotReadyError("The server is shutting down.", retry_after=RETRY_S)
-                entry.memory = served.memory
-                await self._make_room(entry, served.memory)
-            except BaseException:
-                await served.service.stop()
-                del served
-                await in_thread(gc.collect)
-                raise
-            entry.enter(served, self._clock())
-            logger().info("model loaded", model=entry.name, memory_mb=round(served.memory / 2**20, 1))
+            if entry.memory is None and self._memory is not None:
+                # One at a time of those whose size is only known when they are there, so that none waits for another.
+                async with self._unsure:
+                    await self._bring(entry, 0 if entry.weigh is None else await in_thread(entry.weigh))
+            else:
+                await self._bring(entry, entry.memory or 0)
         except NotReadyError:
             raise
         except FermiError as error:
@@ -216,43 +211,96 @@ class Residency:
             raise EngineError(f"Loading failed: {type(error).__name__}") from error
         finally:
             entry.loading, entry.reserved = None, 0
+            self._changed()
         self.watch()
 
-    async def _make_room(self, entry: Entry, needed: int) -> None:
-        """Keep so many bytes for a model; the idle ones leave for it, the least recently used first.
+    async def _bring(self, entry: Entry, expected: int) -> None:
+        """Make room for so many bytes, load, and make sure that it fits."""
+        assert entry.load is not None  # else it would be in memory
+        await self._make_room(entry, expected, loaded=False)
+        logger().info("loading a model", model=entry.name)
+        served = await in_thread(entry.load)
+        try:
+            if self._stopped:
+                raise NotReadyError("The server is shutting down.", retry_after=RETRY_S)
+            entry.memory = served.memory
+            await self._make_room(entry, served.memory, loaded=True)
+        except BaseException:
+            await served.service.stop()
+            del served
+            await in_thread(gc.collect)
+            raise
+        entry.enter(served, self._clock())
+        logger().info("model loaded", model=entry.name, memory_mb=round(served.memory / 2**20, 1))
 
-        NotReadyError, and none has left, if that is not enough.
+    async def _make_room(self, entry: Entry, needed: int, *, loaded: bool) -> None:
+        """Keep so many bytes for a model; others leave for it when nothing runs on them, the idle ones first.
+
+        What others work on is waited for. ``loaded``: it is there already, and only now its size is certain.
+        NotReadyError, and none has left, where there can never be the room.
         """
         if self._memory is None:
             return
         others = [each for each in self._registry.entries if each is not entry]
-        taken = sum(each.reserved + (each.memory or 0 if each.resident else 0) for each in others)
-        idle = sorted(self._idle(), key=lambda each: each[1].last_used)
-        leaving: list[Entry] = []
-        for other, resident in idle:
-            if taken + needed > self._memory and resident.idle:
-                leaving.append(other)
-                taken -= other.memory or 0
-        if taken + needed > self._memory:
-            raise NotReadyError(
-                f"There is no room for the model {entry.name!r}: it takes {_size(needed)}, models at work "
-                f"{_size(taken)}, and openai.max_loaded_memory is {_size(self._memory)}.",
-                retry_after=RETRY_S,
+        while True:
+            leaving = self._leaving_for(needed, others)
+            if leaving is not None:
+                break
+            staying = sum(each.memory or 0 for each in others if each.resident and each.load is None)
+            coming = any(
+                each.resident or each.leaving or (each.reserved if loaded else each.loading) for each in others
             )
+            if needed + staying > self._memory or not coming:
+                raise NotReadyError(
+                    f"There is no room for the model {entry.name!r}: it takes {_size(needed)}, and "
+                    f"openai.max_loaded_memory is {_size(self._memory)}.",
+                    retry_after=RETRY_S,
+                )
+            await self._change()
         entry.reserved = needed
-        goings = {self._send_off(other) for other in leaving}
-        if goings:
+        for other in leaving:
+            self._send_off(other)
+        held = sum(each.reserved or (each.memory or 0 if each.resident or each.leaving else 0) for each in others)
+        goings = {each.leaving for each in others if each.leaving is not None}
+        if goings and held + needed > self._memory:
             await asyncio.wait(goings)
+
+    def _leaving_for(self, needed: int, others: Sequence[Entry]) -> list[Entry] | None:
+        """Which models leave so that there are so many bytes: the idle before those at work, the least recently used
+        first. None where that is not enough for now."""
+        assert self._memory is not None
+        taken = sum(each.reserved + (each.memory or 0 if each.resident else 0) for each in others)
+        may_leave: list[tuple[bool, float, Entry]] = []
+        for each in others:
+            if each.resident is not None and each.load is not None and not each.claims:
+                may_leave.append((not each.resident.idle, each.resident.last_used, each))
+        leaving: list[Entry] = []
+        for _, _, each in sorted(may_leave, key=lambda one: one[:2]):
+            if taken + needed > self._memory:
+                leaving.append(each)
+                taken -= each.memory or 0
+        return leaving if taken + needed <= self._memory else None
+
+    async def _change(self) -> None:
+        """Wait until a model has come or gone, or has one user less."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
+
+    def _changed(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
 
     # Going
 
-    def _send_off(self, entry: Entry) -> asyncio.Task[None]:
+    def _send_off(self, entry: Entry) -> None:
         """Take a model out of service, and give its memory back when what runs on it has ended."""
         resident, entry.resident = entry.resident, None
         assert resident is not None
         logger().info("unloading a model", model=entry.name)
         entry.leaving = asyncio.ensure_future(self._leave(entry, resident))
-        return entry.leaving
 
     async def _leave(self, entry: Entry, resident: Resident) -> None:
         service = resident.served.service
@@ -263,6 +311,7 @@ class Residency:
         finally:
             del self._draining[entry]
             entry.leaving = None
+            self._changed()
         del resident, service
         await in_thread(gc.collect)  # recordings and runners refer to each other
         logger().info("model unloaded", model=entry.name)
