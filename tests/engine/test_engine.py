@@ -213,6 +213,7 @@ class Countdown:
     """Allows 5, then 4, … then fails."""
 
     free = False
+    complete = False
 
     def __init__(self, start: int = 5) -> None:
         self.next = start

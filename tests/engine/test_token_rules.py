@@ -24,6 +24,8 @@ def allowed(constraint: Constraint) -> set[int]:
 class Fixed:
     """A grammar of these tokens, one after the other; it fails after the last."""
 
+    complete = False
+
     def __init__(self, *token_ids: int, free: bool = False) -> None:
         self.token_ids = list(token_ids)
         self.free = free

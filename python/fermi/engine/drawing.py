@@ -118,6 +118,8 @@ class Drawing:
             if sequence.constraint is not None:
                 try:
                     sequence.constraint.accept(token_id)
+                    if sequence.constraint.complete:
+                        output.complete.add(place)
                 except Exception as error:
                     output.errors[place] = f"the grammar failed: {error}"
                     output.token_ids[place] = -1

@@ -54,8 +54,8 @@ class Event:
         token_ids: new tokens in order. The one that ended the sequence is among them.
         logprobs: one for each of ``token_ids``, where the request asked for them.
         prompt_logprobs: one for each token of the prompt, None for the first; once, with index 0's first event.
-        finish_reason: ``stop`` (an end-of-text or stop token), ``length`` (max_tokens or the context is reached),
-            ``abort``, ``deadline``, ``error``; None while the sequence goes on.
+        finish_reason: ``stop`` (an end-of-text or stop token, or nothing may follow), ``length`` (max_tokens or the
+            context is reached), ``abort``, ``deadline``, ``error``; None while the sequence goes on.
         stop_token_id: the last of ``token_ids`` when it ended the sequence: it is not part of the text.
         cached_tokens: tokens of the prompt that the prefix cache held.
         error: why, for ``error``; for ``deadline`` only where it passed before the first token.

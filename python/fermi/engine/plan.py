@@ -61,10 +61,12 @@ class StepOutput:
         token_ids: the tokens drawn; -1 where none could be.
         logprobs: of those tokens, where asked for.
         errors: why none could be drawn, for reasons of the request: its grammar could not go on.
+        complete: where the token drawn completes what the grammar bounds: nothing can follow.
         prompt_logprobs: by place in ``Plan.work``, one for each position scored.
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    complete: set[int] = field(default_factory=set)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)

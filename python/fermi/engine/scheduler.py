@@ -291,7 +291,8 @@ class Scheduler:
                     elif output.token_ids[place] < 0:
                         self._end(group, "error", now, "no token is left to draw")
                     else:
-                        self._append(sequence, output.token_ids[place], output.logprobs.get(place), now)
+                        complete = place in output.complete
+                        self._append(sequence, output.token_ids[place], output.logprobs.get(place), complete, now)
                 place += 1
         return self._take_events()
 
@@ -308,7 +309,9 @@ class Scheduler:
             for each in work.draws or [sequence]:
                 self.holdings.drop(each)
 
-    def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, now: float) -> None:
+    def _append(
+        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, complete: bool, now: float
+    ) -> None:
         group = sequence.group
         sampling = group.request.sampling
         sequence.token_ids.append(token_id)
@@ -322,6 +325,8 @@ class Scheduler:
         ends = token_id in group.request.eos_token_ids and (bounded or not sampling.ignore_eos)
         if ends or token_id in sampling.stop_token_ids:
             event.stop_token_id = token_id
+            event.finish_reason = "stop"
+        elif complete:
             event.finish_reason = "stop"
         elif sequence.output_length >= sampling.max_tokens or len(sequence.token_ids) >= self.limits.max_model_len:
             event.finish_reason = "length"

@@ -27,6 +27,10 @@ class Constraint(Protocol):
     def free(self) -> bool:
         """Whether any token may come next."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but an end can come next. It may be told late: an end is then drawn."""
+
     def accept(self, token_id: int) -> None:
         """The token was drawn. Raises where it may not come."""
 

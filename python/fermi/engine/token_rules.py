@@ -49,6 +49,11 @@ class _Ruled:
         """Whether any token may come next."""
         return False
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but an end can come next."""
+        return self._inner is not None and self._inner.complete
+
     def accept(self, token_id: int) -> None:
         """The token was drawn."""
         if self._reach:

@@ -40,6 +40,11 @@ class Constraint:
         """Whether any token may come next."""
         return self._matcher is None and (self._budget is None or self._budget.forced is None)
 
+    @property
+    def complete(self) -> bool:
+        """Whether only an end of the text can come next, as far as that shows already."""
+        return self._matcher is not None and self._matcher.is_stopped()
+
     def with_budget(self, budget: Budget) -> Constraint:
         """The same, thinking no longer than that."""
         return Constraint(self._matcher, self._executor, self._failed, budget)
