@@ -109,7 +109,7 @@ def test_a_sequence_needs_no_more_than_it_sees(model: Model, reference: transfor
 def test_a_long_generation_gives_back_what_left_its_windows(
     model: Decoder[Any], reference: transformers.PreTrainedModel
 ) -> None:
-    prompt, new = prompt_of(3, 8), 200
+    prompt, new = prompt_of(3, 8), 120
     expected = reference_greedy(reference, prompt, new)
     assert Driver(model).greedy(prompt, new) == expected  # which keeps every block
     made, tokens = engine(model, 400), list[int]()

@@ -97,10 +97,13 @@ class Holdings:
             for group, end in enumerate(self._ends(sequence, tables))
             for place in range(len(tables[group].blocks), end)
         ]
-        if missing:
-            there = max(0, self._pool.available - spare)
-            for _, group in sorted(missing)[:there]:  # tokens are computed only as far as all groups have blocks
-                tables[group].blocks.append(self._pool.allocate())
+        if not missing:
+            return
+        there = max(0, self._pool.available - spare)
+        if len(missing) > there:
+            missing = sorted(missing)[:there]  # tokens are computed only as far as all groups have blocks
+        for _, group in missing:  # a group's blocks lie side by side, if it can be
+            tables[group].blocks.append(self._pool.allocate())
 
     def _ends(self, sequence: Sequence, tables: list[Table]) -> list[int]:
         """Of each table, the number of the block after the last that a prompt may hold."""
