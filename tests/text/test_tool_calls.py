@@ -127,33 +127,51 @@ def test_what_is_no_call_stays_word_for_word(family: str, text: str) -> None:
     assert read(family, *text) == (text, [])
 
 
+LONG = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals."
+
+
 class TestMistakes:
-    """What goes wrong when a call has begun, so that it cannot be taken back."""
+    @pytest.mark.parametrize(
+        ("family", "text"),
+        [
+            ("hermes", '<tool_call>{"name": "f", "arguments": {"s": "he said "hi" x"}}</tool_call> y'),
+            ("hermes", '<tool_call>{"name": "f", "arguments": {"s": 1, oops}}</tool_call>'),
+            ("hermes", '<tool_call>{"name": "f", "arguments": {"s": "</tool_call>'),
+            ("pythonic", "[f(a=1, s=oops)] y"),
+            ("pythonic", "[f(a='x"),
+            ("qwen3_coder", "<function=f><parameter=a>1</parameter><parameter b></function>"),
+        ],
+    )
+    def test_short_calls_become_content(self, family: str, text: str) -> None:
+        assert read(family, text) == (text, [])
+        assert read(family, *text) == (text, [])
 
     @pytest.mark.parametrize(
         ("family", "text", "content", "arguments"),
         [
-            ("hermes", '<tool_call>{"name": "f", "arguments": {"s": "he said "hi" x"}}</tool_call> y',
-             'hi" x"}} y', '{"s": "he said "'),
-            ("hermes", '<tool_call>{"name": "f", "arguments": {"s": 1, oops}}</tool_call>', "oops}}", '{"s": 1'),
-            ("pythonic", "[f(a=1, s=oops)] y", "s=oops)] y", '{"a": 1'),
-            ("qwen3_coder", "<function=f><parameter=a>1</parameter><parameter b></function>",
-             "<parameter b>", '{"a": "1"'),
+            ("hermes", f'<tool_call>{{"name": "f", "arguments": {{"s": "{LONG} "x" y"}}}}</tool_call> z', 'x" y"}} z',
+             f'{{"s": "{LONG} "'),
+            ("hermes", f'<tool_call>{{"name": "f", "arguments": {{"s": "{LONG}", oops}}}}</tool_call>', "oops}}",
+             f'{{"s": "{LONG}"'),
+            ("pythonic", f"[f(a='{LONG}', s=oops)] y", "s=oops)] y", f'{{"a": "{LONG}"'),
+            ("qwen3_coder", f"<function=f><parameter=a>{LONG}</parameter><parameter b></function>", "<parameter b>",
+             f'{{"a": "{LONG}"'),
         ],
     )  # fmt: skip
-    def test_arguments_stay_open(self, family: str, text: str, content: str, arguments: str) -> None:
-        """No client takes them for whole; the rest is content."""
+    def test_long_calls_stay_open(self, family: str, text: str, content: str, arguments: str) -> None:
+        """What was given away cannot be taken back, but no client takes it for whole; the rest is content."""
         assert read(family, text) == (content, [("f", arguments)])
         assert read(family, *text) == (content, [("f", arguments)])
         with pytest.raises(ValueError, match=r"."):
             json.loads(arguments)
 
     def test_cut_by_a_limit(self) -> None:
-        """What was given away stays, unfinished; a bracket that only the model forgot is added."""
+        """What came stays, unfinished; brackets that only the model forgot are added."""
         begun = '<tool_call>{"name": "f", "arguments": {"a": [1'
         assert read("hermes", begun, cut=True).calls == [("f", '{"a": [1')]
         assert read("hermes", begun).calls == [("f", '{"a": [1]}')]
-        assert read("hermes", begun + ', "x', cut=False).calls == [("f", '{"a": [1, "x')]
+        assert read("hermes", begun + ', "x', cut=True).calls == [("f", '{"a": [1, "x')]
+        assert read("hermes", begun + ', "x') == (begun + ', "x', [])
 
     @pytest.mark.parametrize(
         ("written", "passed_on"),
@@ -205,10 +223,10 @@ class TestStreaming:
     def test_name_first_then_arguments(self) -> None:
         parser = FORMATS["hermes"]().parser(TOOLS)
         assert parser.push("Yes. ").content == "Yes."
-        assert parser.push('<tool_call>\n{"name": "add", "arguments": {"s": ').calls == ()
-        [named, arguments] = parser.push('"lo').calls
+        assert parser.push('<tool_call>\n{"name": "add", "arguments": {"s": "lo').calls == ()
+        [named, arguments] = parser.push(LONG).calls
         assert (named.index, named.name, named.arguments) == (0, "add", "")
-        assert (arguments.index, arguments.name, arguments.arguments) == (0, None, '{"s": "lo')
+        assert (arguments.index, arguments.name, arguments.arguments) == (0, None, '{"s": "lo' + LONG)
         assert [piece.arguments for piece in parser.push("ng te").calls] == ["ng te"]
         assert (parser.calls, parser.completed) == (1, 0)
         assert [piece.arguments for piece in parser.push('xt"}}\n</too').calls] == ['xt"}']
@@ -220,7 +238,7 @@ class TestStreaming:
         ("family", "head"),
         [
             ("qwen3_coder", "<tool_call>\n<function=add>\n<parameter=s>\n"),
-            ("pythonic", "[add(s='("),
+            ("pythonic", "[add(s='"),
             ("mistral_args", '[TOOL_CALLS]add[ARGS]{"s": "'),
             ("llama3", '{"name": "add", "parameters": {"s": "'),
             ("deepseek_v31", f'{ALL}{BEGIN}add{SEP}{{"s": "'),
@@ -228,7 +246,7 @@ class TestStreaming:
     )
     def test_long_strings_are_not_kept_waiting(self, family: str, head: str) -> None:
         parser = FORMATS[family]().parser(TOOLS)
-        assert [piece.name for piece in parser.push(head).calls] == ["add", None]
+        assert [piece.name for piece in parser.push(head + LONG).calls] == ["add", None]
         for word in ("Once ", "upon ", "a time"):
             assert [piece.arguments for piece in parser.push(word).calls] == [word]
 

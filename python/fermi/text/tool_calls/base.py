@@ -18,9 +18,10 @@ class ToolCallParser:
     """Splits one reply into content and calls, the same however its text is cut.
 
     Content comes as soon as it is certain; of a call first its name, then its arguments in pieces, which together are
-    JSON text. What is not a call stays content, word for word. Once a call's first argument has begun it cannot be
-    taken back: where its text breaks off or goes wrong after that, the arguments stay as far as they came (so that no
-    client takes them for whole), and what follows is content.
+    JSON text. What is not a call stays content, word for word. A call is given away when it is complete or the first
+    characters of its arguments went well, and cannot be taken back then: where a long one goes wrong later, its
+    arguments stay as far as they came (so that no client takes them for whole), and what follows is content. A call in
+    which a limit cut the reply off keeps what came.
 
     Attributes:
         calls: how many have begun.

@@ -37,7 +37,7 @@ def json_calls(reply: Reply, accepts: Accepts) -> Steps[None]:
 
 
 def json_call(reply: Reply, accepts: Accepts) -> Steps[None]:
-    """One call, if it is one. It is once its name is known and the value of its first argument has begun.
+    """One call, if it is one.
 
     The name may come behind the arguments; members of other names are passed over.
     """

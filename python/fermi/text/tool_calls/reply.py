@@ -15,6 +15,10 @@ __all__ = ["CallPiece", "Markers", "Reply", "Steps", "ToolCallDelta"]
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]  # yields where it waits for more text
 
+#: Characters of arguments that are kept until it is certain that they go on well: what is wrong in a short call is
+#: seen before any of it was given away.
+KEPT = 64
+
 _SPACE = re.compile(r"\s+")
 
 
@@ -56,9 +60,10 @@ class Markers:
 class Reply:
     """The text as far as it came, the place in it, and what was made of it.
 
-    What is read is a call's markup as soon as ``call`` is called. Until then it may turn out to be content: from
-    ``attempt`` on it is kept, and ``give_up`` makes it content, word for word. White space beside a call belongs to
-    neither. All decisions depend on the text alone, never on where it was cut.
+    What is read from ``attempt`` on may be a call or, after ``give_up``, content, word for word. It is a call for good
+    when it is complete, when so many characters of its arguments have come that it is given away, or when the reply is
+    cut off in it. White space beside a call belongs to neither. All decisions depend on the text alone, never on where
+    it was cut.
     """
 
     def __init__(self, *, closing: Sequence[str] = (), hidden: Sequence[str] = ()) -> None:
@@ -76,6 +81,7 @@ class Reply:
         self._space: list[str] = []  # content, if more content follows
         self._content: list[str] = []
         self._pieces: list[CallPiece] = []
+        self._begun: list[CallPiece] = []  # of a call that may still be given up
 
     def feed(self, text: str) -> None:
         """More text."""
@@ -200,11 +206,17 @@ class Reply:
             self._kept = [marker]
 
     def drop(self) -> None:
-        """It was markup of the calls before it."""
-        self._kept = None
+        """It was markup of a call."""
+        if not self._begun:
+            self._kept = None
 
     def give_up(self) -> None:
-        """It is none."""
+        """It is none, or goes on no further."""
+        if self._begun and self.ended and self.cut:
+            self._commit()
+        elif self._begun:
+            self._begun = []
+            self.calls -= 1
         if self._kept is not None:
             text = "".join(self._kept)
             for marker in self._hidden:
@@ -213,20 +225,33 @@ class Reply:
             self.content(text)
 
     def call(self, name: str) -> None:
-        """It is one."""
-        self._kept = None
-        self._space, self.behind_call = [], True
-        self._pieces.append(CallPiece(self.calls, name))
+        """It is one, as far as can be seen."""
+        self._begun = [CallPiece(self.calls, name)]
         self.calls += 1
 
     def arguments(self, text: str) -> None:
         """More of the last call's arguments."""
-        if text:
-            self._pieces.append(CallPiece(self.calls - 1, None, text))
+        if not text:
+            return
+        piece = CallPiece(self.calls - 1, None, text)
+        if not self._begun:
+            self._pieces.append(piece)
+            return
+        self._begun.append(piece)
+        if sum(len(each.arguments) for each in self._begun) >= KEPT:
+            self._commit()
 
     def complete(self) -> None:
         """The last call is complete."""
         self.completed = self.calls
+        self._commit()
+
+    def _commit(self) -> None:
+        if self._begun:
+            self._pieces += self._begun
+            self._begun = []
+            self._kept = None
+            self._space, self.behind_call = [], True
 
     def _class(self, characters: re.Pattern[str], limit: int | None) -> Steps[str]:
         found: list[str] = []
