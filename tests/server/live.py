@@ -36,6 +36,7 @@ class Paced:
         free: steps need no permit; else each takes one of ``permits``.
         entered, stepped: released before and after each such step.
         failure: what the next steps raise; ``crash``: what escapes them, once.
+        later: seconds that the engine's clock is ahead.
         made: how often the engine was assembled.
         resetting: released when it is about to be, again; then one of ``resets`` is needed, unless ``free``.
     """
@@ -52,7 +53,8 @@ class Paced:
         self.steps = 0
         self.made = 0
         self._max_model_len = max_model_len
-        self.engine = Engine.assemble_by(self._parts, time.monotonic)
+        self.later = 0.0
+        self.engine = Engine.assemble_by(self._parts, lambda: time.monotonic() + self.later)
         self.service = Service(self.engine, max_running=8, **service)
         self.service.start()
 
