@@ -189,6 +189,7 @@ FORMS: dict[str, tuple[dict[str, Any], str]] = {
     "grammar, Lark": ({"grammar": {"type": "lark", "value": 'start: "x" DIGIT~2\nDIGIT: /[0-9]/'}}, "x[0-9]{2}"),
     "grammar, GBNF": ({"grammar": {"type": "gbnf", "value": 'root ::= "x" [0-9]{2}'}}, "x[0-9]{2}"),
     "grammar, a schema": ({"grammar": {"type": "json_schema", "value": {"const": 5}}}, "5"),
+    "grammar, JSON": ({"grammar": {"type": "json", "value": {"const": 5}}}, "5"),
     "grammar, GBNF as text": ({"grammar": 'root ::= "x" y\ny ::= [0-9]'}, "x[0-9]"),
     "grammar, Lark as text": ({"grammar": 'start: "x" /[0-9]/'}, "x[0-9]"),
     "json_schema": ({"json_schema": {"enum": ["a", "b"]}}, '"[ab]"'),
@@ -252,6 +253,8 @@ def test_every_name_of_a_form(client: openai.OpenAI, form: str) -> None:
         ({"structured_outputs": {"regex": "["}}, "structured_outputs.regex", "unclosed"),
         ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag", "not supported"),
         ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern", "not supported"),
+        ({"grammar_lazy": True}, "grammar_lazy", "not supported"),
+        ({"grammar": {"type": "json", "value": ["a"]}}, "grammar.value", "an object"),
         ({"thinking_budget": -2}, "thinking_budget", ""),
     ],
 )  # fmt: skip

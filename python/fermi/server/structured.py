@@ -110,14 +110,16 @@ def _of_written(grammar: WrittenGrammar) -> GrammarSpec:
     match grammar.type:
         case "choice" if isinstance(value, list):
             return Choice(tuple(value))
-        case "json_schema" if isinstance(value, (str, dict)):
+        case "json_schema" | "json" if isinstance(value, (str, dict)):
             return JsonSchema(value)
         case "regex" if isinstance(value, str):
             return Regex(value)
         case "lark" | "gbnf" if isinstance(value, str):
             _written("grammar.value", value)  # bounds its length
             return Lark(value) if grammar.type == "lark" else GBNF(value)
-    needed = {"choice": "a list of strings", "json_schema": "an object"}.get(grammar.type, "a string")
+    needed = {"choice": "a list of strings", "json_schema": "an object", "json": "an object"}.get(
+        grammar.type, "a string"
+    )
     raise RequestError(f"grammar.value: must be {needed} where the type is {grammar.type}", param="grammar.value")
 
 

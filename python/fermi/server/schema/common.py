@@ -81,6 +81,8 @@ class GenerationBody(StructuredBody):
         "length_penalty": (1.0,),
         "logits_processors": ([],),
         "guided_whitespace_pattern": (),
+        "grammar_lazy": (False,),
+        "grammar_triggers": ([],),
         "structural_tag": (),
         "moderation": (),
         "prompt_cache_options": (),

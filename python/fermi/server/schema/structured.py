@@ -31,9 +31,9 @@ class ResponseFormat(Body):
 
 
 class WrittenGrammar(Body):
-    """fermi's ``grammar``: what kind of text the value is."""
+    """fermi's ``grammar``: what kind of text the value is. TGI's clients write ``json`` for ``json_schema``."""
 
-    type: Literal["regex", "choice", "lark", "gbnf", "json_schema"]
+    type: Literal["regex", "choice", "lark", "gbnf", "json_schema", "json"]
     value: str | Schema | Choices
 
 
