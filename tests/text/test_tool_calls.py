@@ -285,7 +285,8 @@ pieces = st.sampled_from(
         "<parameter=s>", "<parameter=o>", "</parameter>", "\n</parameter>", "</function>", "[add(", "f(", "s='", "a=1",
         ", ", ")", ";", "<|python_tag|>", "[TOOL_CALLS]", "add", "[ARGS]", ALL, BEGIN, SEP, END, ALL_END, "function",
         "\n```json\n", "```", '"a"', '"name"', '"arguments"', "1", "tru", "true", "None", "functools", "<|tool_call|>",
-        "<|/tool_call|>", '"""', "\\u12", "<|tool_call_start|>", "<|START_ACTION|>", "<TOOLCALL>",
+        "<|/tool_call|>", '"""', "\\u12", LONG[:40], '"s": "' + LONG[:60], "<|tool_call_start|>", "<|START_ACTION|>",
+        "<TOOLCALL>",
     ]
 ) | st.text(max_size=3)  # fmt: skip
 replies = st.lists(pieces, max_size=14).map("".join)

@@ -41,7 +41,7 @@ class ToolPlan:
         choice = body.tool_choice
         if choice is None or choice == "none":
             offered = [] if choice == "none" else tools
-            return cls(offered, offered, parallel=body.parallel_tool_calls is not False)
+            return cls(_shown(offered), offered, parallel=body.parallel_tool_calls is not False)
         if not tools:
             raise RequestError("tool_choice needs tools", param="tool_choice")
         required, names = _wish(choice)
@@ -50,7 +50,7 @@ class ToolPlan:
             if name not in known:
                 raise RequestError(f"tool_choice: there is no function {name!r} among the tools", param="tool_choice")
         allowed = [tool for name, tool in known.items() if names is None or name in names]
-        return cls(tools, allowed, required, body.parallel_tool_calls is not False)
+        return cls(_shown(tools), allowed, required, body.parallel_tool_calls is not False)
 
     @property
     def bounded(self) -> bool:
@@ -100,6 +100,14 @@ def _check_names(tools: list[Tool] | tuple[()]) -> None:
         if not name.isprintable():
             raise RequestError(f"{param}: must be printable", param=param)
         seen.add(name)
+
+
+def _shown(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tools as models know them; how they are enforced is not for them."""
+    return [
+        {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
+        for tool in tools
+    ]
 
 
 def _wish(choice: str | Mapping[str, Any]) -> tuple[bool, set[str] | None]:
