@@ -21,6 +21,7 @@ from fermi.text.grammar import (
     ThinkingBudget,
     Thoughts,
     bounds,
+    within_budget,
     written_grammar,
 )
 
@@ -56,13 +57,11 @@ async def reply_bounds(
     grammars = served.grammars
     spec = None if structure is None else structure.spec
 
-    def work() -> Grammar | ThinkingBudget | None:
-        return bounds(grammars, spec, thoughts, budget)
-
     try:
-        if spec is None or grammars.find(spec, thoughts) is not None:
-            return work()
-        return await asyncio.wrap_future(grammars.in_background(work))
+        found = None if spec is None else grammars.find(spec, thoughts)
+        if spec is None or found is not None:
+            return within_budget(grammars, found, thoughts, budget)
+        return await asyncio.wrap_future(grammars.in_background(lambda: bounds(grammars, spec, thoughts, budget)))
     except RequestError as error:
         field = error.param if structure is None else structure.field
         message = f"{field}: {error}" if field else str(error)

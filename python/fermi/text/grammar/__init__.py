@@ -3,7 +3,7 @@
 from fermi.text.grammar.compiler import Grammar, GrammarCompiler
 from fermi.text.grammar.json_schema import readable_schema
 from fermi.text.grammar.spec import GBNF, Choice, GrammarSpec, JsonObject, JsonSchema, Lark, Regex, written_grammar
-from fermi.text.grammar.thinking import ThinkingBudget, after_thinking, bounds
+from fermi.text.grammar.thinking import ThinkingBudget, after_thinking, bounds, within_budget
 from fermi.text.grammar.thoughts import Thoughts
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "after_thinking",
     "bounds",
     "readable_schema",
+    "within_budget",
     "written_grammar",
 ]

@@ -10,7 +10,7 @@ from fermi.text.grammar.spec import GrammarSpec
 from fermi.text.grammar.thoughts import Thoughts
 from fermi.text.tokenizer import Tokenizer
 
-__all__ = ["ThinkingBudget", "after_thinking", "bounds"]
+__all__ = ["ThinkingBudget", "after_thinking", "bounds", "within_budget"]
 
 
 def bounds(
@@ -23,7 +23,14 @@ def bounds(
 
     None where nothing does. Takes as long as compiling. RequestError as `GrammarCompiler.compile` and `ThinkingBudget`.
     """
-    grammar = None if spec is None else compiler.find(spec, thoughts) or compiler.compile(spec, thoughts)
+    grammar = None if spec is None else compiler.compile(spec, thoughts)
+    return within_budget(compiler, grammar, thoughts, budget)
+
+
+def within_budget(
+    compiler: GrammarCompiler, grammar: Grammar | None, thoughts: Thoughts | None, budget: int | None
+) -> Grammar | ThinkingBudget | None:
+    """A compiled grammar, or none, with a budget for the thoughts before it where both are given."""
     if thoughts is None or budget is None:
         return grammar
     return ThinkingBudget(compiler.tokenizer, budget, thoughts, grammar)
