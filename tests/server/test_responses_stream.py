@@ -174,6 +174,16 @@ def test_logprobs(serve: Serve, together: int) -> None:
     assert done["logprobs"] == logprobs
 
 
+@pytest.mark.parametrize("together", [1, 2, 3, 100])
+def test_logprobs_are_of_the_answer_alone(serve: Serve, together: int) -> None:
+    model = toy_model(f"<think>\nHmm.\n</think>\n\nSee é.{CALL}", tokens_per_event=together)
+    body = {"include": ["message.output_text.logprobs"], "tools": [CALCULATOR], "reasoning": {"effort": "low"}}
+    _, answer, call = stream_of(serve(model), **body)[-1]["response"]["output"]
+    assert call["type"] == "function_call"
+    [part] = answer["content"]
+    assert bytes(byte for entry in part["logprobs"] for byte in entry["bytes"]).decode() == part["text"] == "See é."
+
+
 def test_sealed_thoughts(serve: Serve) -> None:
     body = {"include": ["reasoning.encrypted_content"], "reasoning": {"effort": "low"}, "store": False}
     model = toy_model(THOUGHT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -141,6 +142,8 @@ class Growing:
 
     def _think(self, text: str) -> Iterator[Event]:
         if self._thoughts is None:
+            if self._answer is not None:
+                self._scores.clear()  # of the thoughts' own tokens
             yield from self._close("completed")
             self._thoughts = Open(new_id("rs"))
             yield self._added(reasoning("", item_id=self._thoughts.id, status="in_progress", sealed=False, empty=True))
@@ -165,7 +168,8 @@ class Growing:
         item = self._answer
         assert item is not None
         item.texts.append(text)
-        yield self._delta("response.output_text.delta", item, text, content_index=0, logprobs=self._take_scores(item))
+        logprobs = self._take_scores(item, len(text.encode())) if self._scores else []
+        yield self._delta("response.output_text.delta", item, text, content_index=0, logprobs=logprobs)
 
     def _begin_answer(self) -> Iterator[Event]:
         yield from self._close("completed")
@@ -177,7 +181,7 @@ class Growing:
         item = self._answer
         if item is None:
             return
-        if rest := self._take_scores(item):  # of tokens without text
+        if self._scores and (rest := self._take_scores(item)):  # of tokens without text
             yield self._delta("response.output_text.delta", item, "", content_index=0, logprobs=rest)
         self._answer = None
         text, logprobs = item.text, item.logprobs
@@ -185,24 +189,30 @@ class Growing:
         yield self._part("done", item, output_text(text, logprobs))
         yield self._finished(message(text, logprobs, item_id=item.id, status=status))
 
-    def _take_scores(self, item: Open) -> list[dict[str, Any]]:
-        """The log-probabilities of the answer's tokens that were not told yet."""
-        if self._top is None:
-            return []
-        mine = [score for number, score in self._scores if number >= self._usage.reasoning_tokens]
-        self._scores.clear()
-        told = chat_logprobs(self._tokenizer, mine, self._top)
+    def _take_scores(self, item: Open, length: float = math.inf) -> list[dict[str, Any]]:
+        """The log-probabilities of the answer's tokens that were not told yet, or of the next ``length`` bytes.
+
+        What is held back may become a call: then its tokens are not the answer's.
+        """
+        thought = self._usage.reasoning_tokens
+        mine = [(number, score) for number, score in self._scores if number >= thought]
+        taken = 0
+        while taken < len(mine) and length > 0:
+            length -= len(self._tokenizer.token_bytes(mine[taken][1].token_id))
+            taken += 1
+        self._scores = mine[taken:]
+        told = chat_logprobs(self._tokenizer, [score for _, score in mine[:taken]], self._top or 0)
         item.logprobs += told
         return told
 
     # ── calls ──
 
     def _ask(self, call: CallDelta) -> Iterator[Event]:
+        self._scores.clear()  # of the call's own tokens
         if call.id is not None or self._call is None or self._call.call != call.index:
             yield from self._close("completed")
             self._call = Open(new_id("fc"), call.index, call.id or new_id("call"), call.name or "")
             yield self._added(self._called("in_progress"))
-        self._scores.clear()
         if call.arguments:
             self._call.texts.append(call.arguments)
             yield self._delta("response.function_call_arguments.delta", self._call, call.arguments)
