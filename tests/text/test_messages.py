@@ -10,6 +10,7 @@ import pytest
 from fermi.errors import RequestError
 from fermi.text.chat import ChatTemplate, normalise_messages
 
+NESTED = '{"a":' * 500 + "1" + "}" * 500
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 
 
@@ -33,6 +34,9 @@ def call_with(arguments: object) -> dict[str, Any]:
         ('{"a": ', '{"a": '),  # what a model got wrong must not spoil the conversation
         ("[1]", "[1]"),
         ("[" * 100_000, "[" * 100_000),
+        (NESTED, NESTED),
+        ('{"a": "\\ud800"}', '{"a": "\\ud800"}'),
+        ('{"a": "\\ud83d\\ude00"}', {"a": "\U0001f600"}),
     ],
 )
 def test_arguments_become_objects(given: object, expected: object) -> None:

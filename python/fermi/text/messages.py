@@ -10,6 +10,7 @@ from fermi.errors import RequestError
 
 __all__ = ["normalise_messages"]
 
+_DEEPEST = 128  # templates walk through arguments by recursion; no call of a model is deeper
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
@@ -18,8 +19,8 @@ def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
     The role ``developer`` becomes ``system``; text parts become one string, a line break between each two; missing
     content, legal beside tool calls, becomes ""; arguments of tool calls become objects where they are JSON of one
-    (what a model got wrong stays a string, so that it cannot spoil the conversation). RequestError, naming the field,
-    for a part that is not text or a message that is none.
+    (what a model got wrong, or no template could show, stays a string, so that it cannot spoil the conversation).
+    RequestError, naming the field, for a part that is not text or a message that is none.
     """
     if not isinstance(messages, (list, tuple)):
         raise RequestError("messages must be a list of objects", param="messages")
@@ -83,6 +84,13 @@ def _arguments(arguments: object) -> object:
         return arguments
     try:
         parsed = json.loads(arguments)
+        json.dumps(parsed, ensure_ascii=False).encode()  # half a character, which only an escape can write
     except (ValueError, RecursionError):
         return arguments
-    return parsed if isinstance(parsed, dict) else arguments
+    return parsed if isinstance(parsed, dict) and not _deeper(parsed, _DEEPEST) else arguments
+
+
+def _deeper(value: object, depth: int) -> bool:
+    """Whether JSON is nested deeper than that; looks no deeper."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (depth == 0 or any(_deeper(each, depth - 1) for each in inner))
