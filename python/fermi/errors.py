@@ -93,9 +93,20 @@ class RequestError(FermiError, ValueError):
 
 
 class ContextLengthError(RequestError):
-    """The prompt, or the prompt and the reply asked for, do not fit the model's context."""
+    """The prompt, or the prompt and the reply asked for, do not fit the model's context.
+
+    Attributes:
+        tokens: of the prompt; ``limit``: of the context; 0 where that is not known.
+    """
 
     default_code = "context_length_exceeded"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, tokens: int = 0, limit: int = 0
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.tokens = tokens
+        self.limit = limit
 
 
 class ModelNotServedError(RequestError):

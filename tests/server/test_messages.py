@@ -11,6 +11,7 @@ import httpx
 import pytest
 from anthropic.types import Message, ToolParam
 
+from fermi.defaults import Defaults
 from fermi.engine.event import Event
 from server.running import Running, Serve
 from server.test_lifecycle import raw_request, watch
@@ -250,6 +251,40 @@ def test_how_it_ended(serve: Serve) -> None:
     assert ask(server, max_tokens=3).stop_reason == "max_tokens"
 
 
+def test_more_tokens_than_there_is_room_for(serve: Serve) -> None:
+    """Clients ask for tens of thousands of tokens whatever the model."""
+    model = toy_model("x" * 1000, "Hello.")
+    server = serve(model)
+    message = ask(server, max_tokens=20000)
+    assert message.stop_reason == "model_context_window_exceeded"
+    assert message.usage.output_tokens == service_of(model).last.sampling.max_tokens < 512
+    assert ask(server, max_tokens=20000).stop_reason == "end_turn"
+    few = Defaults(max_tokens_cap=5)
+    assert ask(serve(toy_model(defaults=few)), max_tokens=20000).stop_reason == "max_tokens"
+
+
+def test_thoughts_of_earlier_turns_are_left_out(serve: Serve) -> None:
+    template = "{% for each in messages %}<{{ each.reasoning_content }}>{{ each.content }}{% endfor %}"
+
+    def shown(**body: Any) -> str:
+        model = toy_model(template=template)
+        turns: list[Any] = []
+        for name in "ab":
+            thought = {"type": "thinking", "thinking": name, "signature": ""}
+            turns += [*HELLO, {"role": "assistant", "content": [thought, {"type": "text", "text": "Yes."}]}]
+        with serve(model).http() as http:
+            json = {"model": "toy", "max_tokens": 9, "messages": [*turns, *HELLO], **body}
+            assert http.post(PATH, json=json).status_code == 200
+        return service_of(model).prompt(service_of(model).last)
+
+    def edited(**edit: Any) -> str:
+        return shown(context_management={"edits": [{"type": "clear_thinking_20251015", **edit}]})
+
+    assert shown() == edited(keep="all") == "<>Hi<a>Yes.<>Hi<b>Yes.<>Hi"
+    assert edited() == "<>Hi<>Yes.<>Hi<b>Yes.<>Hi"
+    assert edited(keep={"type": "thinking_turns", "value": 0}) == "<>Hi<>Yes.<>Hi<>Yes.<>Hi"
+
+
 def test_an_empty_answer_has_a_block(serve: Serve) -> None:
     [block] = ask(serve(toy_model(""))).content
     assert (block.type, block.text) == ("text", "")  # type: ignore[union-attr]
@@ -368,7 +403,8 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"n": 2}, "n is not supported"),
         ({"min_p": 7.0}, "min_p"),
         ({"beam": 1, "use_beam_search": True}, "use_beam_search"),
-        ({"max_tokens": 5000}, "maximum context length"),
+        ({"messages": [{"role": "user", "content": "x" * 600}]}, "prompt is too long: 637 tokens > 512 maximum"),
+        ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management.edits.0.type"),
     ],
 )
 def test_refused_by_name(toy_server: Running, body: dict[str, Any], named: str) -> None:

@@ -149,13 +149,18 @@ async def read_chat(body: ChatBody, state: ServerState, path: str) -> ReadChat:
     return ReadChat(served, plan, tools, await rendered(body, served, plan, messages, tools.shown))
 
 
-async def start_chat(body: ChatBody, state: ServerState, path: str) -> ChatRun:
-    """Check everything and submit it. Raises what `fermi.errors` has for a client; ``path``: the endpoint it asked."""
+async def start_chat(body: ChatBody, state: ServerState, path: str, *, most_tokens: int | None = None) -> ChatRun:
+    """Check everything and submit it. Raises what `fermi.errors` has for a client; ``path``: the endpoint it asked.
+
+    ``most_tokens``: of the reply where the body does not say, or as many as there is room for.
+    """
     served, plan, tools, prompt = await read_chat(body, state, path)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     prompt = shortened(prompt, body, served, asked)
-    limit = room(served, prompt, asked, default=served.defaults.max_tokens, param="messages", field=name)
+    defaults = served.defaults
+    default = defaults.max_tokens if most_tokens is None else min(most_tokens, defaults.max_tokens_cap)
+    limit = room(served, prompt, asked, default=default, param="messages", field=name)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, served, max_tokens=limit, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs)
     thoughts = plan.thoughts(prompt.text or "", continues=bool(body.continue_final_message))

@@ -124,6 +124,8 @@ def room(served: ServedModel, prompt: Prompt, asked: int | None, *, default: int
             f"({length} in the {param}, {reply} in the completion). Please reduce the length of the {param} or "
             "completion.",
             param=param,
+            tokens=length,
+            limit=limit,
         )
     cap = served.defaults.max_tokens_cap
     if asked is not None and asked > cap:

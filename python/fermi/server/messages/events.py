@@ -93,9 +93,10 @@ class Blocks:
 
 @dataclass(slots=True)
 class MessageReply:
-    """A message on its way to the client, whole or in events."""
+    """A message on its way to the client, whole or in events. ``max_tokens``: what was asked for."""
 
     run: ChatRun
+    max_tokens: int
     show_thoughts: bool = True
 
     @property
@@ -129,10 +130,19 @@ class MessageReply:
             if news.finish_reason is not None:
                 stopped = news.stopped_by is not None and news.finish_reason == "stop"
                 reason = "stop_sequence" if stopped else _REASONS.get(news.finish_reason, "end_turn")
+                if reason == "max_tokens" and self._context_is_full:
+                    reason = "model_context_window_exceeded"
                 delta = {"stop_reason": reason, "stop_sequence": news.stopped_by if stopped else None}
                 yield {"type": "message_delta", "delta": delta, "usage": usage_of(self.run.usage)}
         if begun:  # else it was cancelled
             yield {"type": "message_stop"}
+
+    @property
+    def _context_is_full(self) -> bool:
+        """Whether there was no room for as many tokens as were asked for."""
+        usage = self.run.usage
+        full = usage.prompt_tokens + usage.completion_tokens >= self.run.served.max_model_len
+        return full and usage.completion_tokens < self.max_tokens
 
     def _head(self) -> dict[str, Any]:
         return {

@@ -26,10 +26,10 @@ PATH = "/v1/messages"
 async def messages(body: Annotated[MessagesBody, Depends(body_of(MessagesBody))], request: Request) -> Response:
     """The assistant's reply to a conversation, in Anthropic's dialect."""
     try:
-        run = await start_chat(chat_of(body), state_of(request), PATH)
+        run = await start_chat(chat_of(body), state_of(request), PATH, most_tokens=body.max_tokens)
     except RequestError as error:
         raise renamed(error) from None
-    reply = MessageReply(run, show_thoughts=not (body.thinking and body.thinking.display == "omitted"))
+    reply = MessageReply(run, body.max_tokens, show_thoughts=not (body.thinking and body.thinking.display == "omitted"))
     if body.stream:
         return EventStream(reply.events(), run.generation.cancel, ping=PING)
     async with hang_up(request.receive, run.generation.cancel):

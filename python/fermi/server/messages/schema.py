@@ -72,6 +72,26 @@ class Metadata(Body):
     user_id: str | None = None
 
 
+class ThinkingTurns(Body):
+    """So many turns with thoughts."""
+
+    type: Literal["thinking_turns"]
+    value: Natural
+
+
+class Edit(Body):
+    """What is left out of the conversation: thoughts of earlier turns. Of tools' results nothing can be."""
+
+    type: Literal["clear_thinking_20251015"]
+    keep: Literal["all"] | ThinkingTurns | None = None
+
+
+class ContextManagement(Body):
+    """How a long conversation is kept short."""
+
+    edits: list[Edit] | None = None
+
+
 class Prompted(Body):
     """What makes the prompt."""
 
@@ -82,11 +102,11 @@ class Prompted(Body):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    context_management: ContextManagement | None = None
     cache_control: dict[str, Any] | None = None  # what can be cached is, without being told
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "container": (),
-        "context_management": (),
         "diagnostics": (),
         "inference_geo": ("global",),
         "mcp_servers": ([],),

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fermi.errors import RequestError
+from fermi.errors import ContextLengthError, RequestError
 from fermi.server.errors import request_error_of
-from fermi.server.messages.schema import MessagesBody, Prompted, Tool
+from fermi.server.messages.schema import ContextManagement, MessagesBody, Prompted, Tool
 from fermi.server.schema.chat import ChatBody
 
 #: How the line begins that Claude Code puts before its system prompts.
@@ -46,7 +46,6 @@ def chat_of(body: Prompted) -> ChatBody:
         **_output(body),
     }
     if isinstance(body, MessagesBody):
-        raw["max_tokens"] = body.max_tokens
         raw["stop"] = body.stop_sequences
         raw |= {name: getattr(body, name) for name in ("temperature", "top_p", "top_k")}
         raw["user"] = body.metadata.user_id if body.metadata else None
@@ -62,6 +61,9 @@ def chat_of(body: Prompted) -> ChatBody:
 
 def renamed(error: RequestError) -> RequestError:
     """The same error with the field as this endpoint's clients know it."""
+    if isinstance(error, ContextLengthError) and error.limit:  # the words that they look for
+        message = f"prompt is too long: {error.tokens} tokens > {error.limit} maximum"
+        return ContextLengthError(message, param="messages")
     head, dot, rest = (error.param or "").partition(".")
     if head not in NAMES and head != "tools":
         return error
@@ -89,6 +91,7 @@ def conversation(body: Prompted) -> list[dict[str, Any]]:
             _add(messages, message.role, block, f"{where}.{place}")
         if not blocks and not (message.role == "assistant" and at == len(body.messages) - 1):
             raise RequestError(f"{where} must not be empty", param=where)
+    _forget_thoughts(messages, body.context_management)
     if not any(message["role"] != "system" for message in messages):
         raise RequestError("messages: nothing is said in them", param="messages")
     if messages[-1].get("tool_calls"):
@@ -134,6 +137,18 @@ def _add(messages: list[dict[str, Any]], role: str, block: Mapping[str, Any], wh
             param=f"{where}.type",
             code="unsupported_parameter",
         )
+
+
+def _forget_thoughts(messages: list[dict[str, Any]], wish: ContextManagement | None) -> None:
+    """Leave out the thoughts of all turns but the last, where that is asked for."""
+    for edit in (wish.edits if wish else None) or ():
+        keep = 1 if edit.keep is None else edit.keep
+        if keep == "all":
+            continue
+        turns = [message for message in messages if "reasoning_content" in message]
+        kept = keep if isinstance(keep, int) else keep.value
+        for turn in turns[: max(0, len(turns) - kept)]:
+            del turn["reasoning_content"]
 
 
 def _turn(messages: list[dict[str, Any]], role: str) -> dict[str, Any]:
