@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -213,3 +215,37 @@ def test_a_full_queue(serve: Serve, model: Paced, count: int, tokens: int) -> No
         finally:
             model.let_go()
     wait_for(lambda: model.idle)
+
+
+def raw(server: Running, *pieces: bytes) -> tuple[int, dict[str, Any]]:
+    """The answer to bytes, sent piece by piece until the server has had enough."""
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60) as connection:
+        with suppress(ConnectionError):
+            for piece in pieces:
+                connection.sendall(piece)
+        received = b""
+        with suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                received += piece
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "line", [b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"]
+)
+def test_what_is_no_http(both: Running, line: bytes) -> None:
+    status, body = raw(both, line)
+    assert status == 400
+    assert body["error"]["code"] == "invalid_http"
+
+
+def test_heads_are_bounded(both: Running) -> None:
+    endless = (b"GET /ping HTTP/1.1\r\nHost: x\r\nx-much: ", *[b"a" * 4096] * 1000)
+    status, body = raw(both, *endless)
+    assert status == 431
+    assert body["error"]["type"] == "invalid_request_error"
+    with both.http() as http:  # while long ones are fine, and bodies are not heads
+        assert http.get("/ping", headers={"x-much": "a" * 30_000}).status_code == 200
+        assert http.post("/v1/completions", json={"prompt": "x", "user": "y" * 200_000}).status_code == 200
+        assert http.get("/ping").status_code == 200

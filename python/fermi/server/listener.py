@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -123,11 +124,12 @@ class Listener:
 
 
 def _configuration(app: FastAPI, settings: OpenAISettings) -> uvicorn.Config:
-    """uvicorn's own settings: uvloop and httptools where they are installed. ConfigError for a bad certificate."""
+    """uvicorn's own settings; it takes uvloop where that is installed. ConfigError for a bad certificate."""
     if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
         raise ConfigError("openai.ssl_keyfile: there is no openai.ssl_certfile that it belongs to")
     config = uvicorn.Config(
         app,
+        http=_protocol(),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -148,6 +150,15 @@ def _configuration(app: FastAPI, settings: OpenAISettings) -> uvicorn.Config:
         files = " and ".join(str(each) for each in (settings.ssl_certfile, settings.ssl_keyfile) if each)
         raise ConfigError(f"openai.ssl_certfile: {files} cannot be used: {error}") from error
     return config
+
+
+def _protocol() -> type[asyncio.Protocol] | Literal["h11"]:
+    """What reads requests; h11 where httptools is not installed."""
+    try:
+        from fermi.server.protocol import Protocol
+    except ImportError:
+        return "h11"
+    return Protocol
 
 
 class _Uvicorn(uvicorn.Server):
