@@ -28,6 +28,9 @@ MAX_DEPTH = 64
 #: Between JSON's tokens: a space, or line ends and an indentation. Unbounded white space is what weak models get lost
 #: in, so what stands between two tokens ends somewhere.
 WHITE_SPACE = r"( |\n {0,32}|\n\t{0,8})"
+#: Keeps llguidance from looking ahead for text that must come, which never ends where a grammar has no way but to go on
+#: as it does: ``start: A A`` with ``A: /a+/``, whose first A takes every letter.
+UNFORCED = '\n%llguidance {"no_forcing": true}\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def written_grammar(text: str) -> Lark | GBNF:
     RequestError for one that is too long.
     """
     _bounded(text, "the grammar", MAX_WRITTEN)
-    return GBNF(text) if _GBNF_RULE.search(text) else Lark(text)
+    return GBNF(text) if _GBNF_RULE.search(text) else Lark(text + UNFORCED)
 
 
 def describe(spec: GrammarSpec) -> str:
@@ -112,7 +115,7 @@ def describe(spec: GrammarSpec) -> str:
         case Lark():
             return _lark(_bounded(spec.text, "the grammar"))
         case GBNF():
-            return _lark(lark_of_gbnf(_bounded(spec.text, "the grammar", MAX_WRITTEN)))
+            return _lark(lark_of_gbnf(_bounded(spec.text, "the grammar", MAX_WRITTEN)) + UNFORCED)
 
 
 def _schema(schema: Mapping[str, Any], *, strict: bool) -> str:
