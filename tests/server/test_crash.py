@@ -12,8 +12,12 @@ import httpx
 import pytest
 
 from engine.toy_encoder import ToyEncoder
+from fermi.config import Settings
+from fermi.engine.scheduler import Scheduler
+from fermi.server.loading import load_served
+from fermi.server.served import ServedModel
 from server.live import Crash, Paced, wait_for
-from server.running import Running, Serve
+from server.running import Running, Serve, serving
 from server.toy import toy_embedder
 
 COMPLETIONS = "/v1/completions"
@@ -160,3 +164,31 @@ def test_an_embedder_that_crashes(serve: Serve) -> None:
         encoder.failure = None
         wait_for(lambda: ready(http)[0] == 200)
         assert http.post("/v1/embeddings", json={"input": "x"}).status_code == 200
+
+
+def test_a_real_engine_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With weights and a KV cache: what it says after the crash is what it said before."""
+    served = load_served("demo", Settings.model_validate({"model": {"id": "demo"}, "engine": {"threads": 1}}))
+    assert isinstance(served, ServedModel)
+    body = {"prompt": "Once upon a time, " * 8, "max_tokens": 12, "temperature": 0}
+
+    with serving(served) as server, server.http() as http:
+
+        def said() -> tuple[str, int]:
+            reply = http.post(COMPLETIONS, json=body).json()
+            return reply["choices"][0]["text"], reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        text, cached = said()
+        assert cached == 0
+        assert said()[0] == text
+        assert said()[1] > 0
+
+        def crash(*_: object) -> None:
+            monkeypatch.undo()
+            raise Crash("in the middle of a step")
+
+        monkeypatch.setattr(Scheduler, "commit", crash)
+        assert http.post(COMPLETIONS, json=body).status_code == 500
+        wait_for(lambda: ready(http)[0] == 200)
+        assert said() == (text, 0)
+        assert said()[1] > 0
