@@ -252,3 +252,24 @@ def test_a_machine_without_a_gpu(serve: Serve, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with serve(toy_model()).http() as http:
         assert http.get("/v1/metrics").json()["gpu"] is None
+
+
+def test_what_runs_in_the_background_is_counted_when_it_ends(serve: Serve) -> None:
+    model = Paced(free=False)
+    server = serve(model.served(), settings=settings_with(response_store=":memory:", tokens_per_minute=1000))
+    with server.http() as http:
+        try:
+            asked = http.post("/v1/responses", json={"input": "x", "background": True, "max_output_tokens": 7})
+            assert asked.status_code == 200
+            wait_for(lambda: model.service.open_requests)
+            assert value(scrape(http), "fermi_completion_tokens_total", model="paced") == 0
+        finally:
+            model.let_go()
+        wait_for(lambda: model.idle)
+        wait_for(lambda: value(scrape(http), "fermi_completion_tokens_total", model="paced"))
+        seen = scrape(http)
+        reply = http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1, "add_special_tokens": False})
+    assert value(seen, "fermi_completion_tokens_total", model="paced") == 7
+    assert value(seen, "fermi_choices_total", model="paced", reason="length") == 1
+    used = value(seen, "fermi_prompt_tokens_total", model="paced") + 7 + 1 + 1
+    assert int(reply.headers["x-ratelimit-remaining-tokens"]) == 1000 - used
