@@ -45,6 +45,8 @@ def test_one_with_several(server: Running) -> None:
     np.testing.assert_allclose(found(server, source_sentence="fox", sentences=TEXTS), expected, rtol=1e-5)
     np.testing.assert_allclose(found(server, text_1="fox", text_2=TEXTS), expected, rtol=1e-5)
     np.testing.assert_allclose(found(server, source_sentence=TEXTS, sentences="fox"), expected, rtol=1e-5)
+    wrapped = {"source_sentence": "fox", "sentences": TEXTS}
+    np.testing.assert_allclose(found(server, inputs=wrapped), expected, rtol=1e-5)
     assert found(server, source_sentence="fox", sentences="fox") == [pytest.approx(1)]
 
 
@@ -77,6 +79,8 @@ def test_metric_prompt_and_dimensions(server: Running) -> None:
         ({"sentences": ["x"]}, "source_sentence"),
         ({"source_sentence": ["x", "y"], "sentences": ["x", "y", "z"]}, "sentences"),
         ({"source_sentence": "x", "sentences": ["y"], "input": ["z"]}, "input"),
+        ({"inputs": {"source_sentence": "x", "sentences": ["y"]}, "input": ["z"]}, "input"),
+        ({"inputs": {"source_sentence": "x"}}, "inputs.sentences"),
         ({"source_sentence": "x", "sentences": []}, "sentences"),
         ({"input": ["x"], "metric": "euclidean"}, "metric"),
         ({"input": ["x"], "dimensions": 5}, "dimensions"),

@@ -71,10 +71,13 @@ def sides(body: SimilarityBody) -> tuple[Sequence[str], Sequence[str], str]:
 
     RequestError where something is missing, too much, or not as many.
     """
+    apart = body.source_sentence is not None or body.sentences is not None
+    if sum((apart, body.input is not None, body.inputs is not None)) > 1:
+        raise RequestError("one of input, inputs, or source_sentence and sentences", param="input")
     if body.input is not None:
-        if body.source_sentence is not None or body.sentences is not None:
-            raise RequestError("either input, or source_sentence and sentences", param="input")
         return body.input, (), "input"
+    if body.inputs is not None:
+        return [body.inputs.source_sentence], body.inputs.sentences, "inputs.sentences"
     for name, given in (("source_sentence", body.source_sentence), ("sentences", body.sentences)):
         if given is None:
             raise RequestError(f"{name}: is missing", param=name)

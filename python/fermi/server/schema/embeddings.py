@@ -96,16 +96,25 @@ class ScoreBody(EncodingBody):
     text_2: str | Texts = Field(validation_alias=AliasChoices("text_2", "documents", "items"))
 
 
+class SentenceInputs(Body):
+    """A sentence and others, as Hugging Face's sentence-similarity wraps them."""
+
+    source_sentence: str
+    sentences: Texts
+
+
 class SimilarityBody(EncodingBody):
     """Texts whose meanings are compared: one with several, each with its own, or (``input``) all with all.
 
     Attributes:
+        inputs: the sentences in Hugging Face's wrapping.
         metric: cosine of the angle between the vectors, or their dot product, which their lengths count in.
         dimensions, prompt_name: as in an embedding request.
     """
 
     source_sentence: str | Texts | None = Field(None, validation_alias=AliasChoices("source_sentence", "text_1"))
     sentences: str | Texts | None = Field(None, validation_alias=AliasChoices("sentences", "text_2"))
+    inputs: SentenceInputs | None = None
     input: Texts | None = None
     metric: Literal["cosine", "dot"] | None = None
     dimensions: Positive | None = None
