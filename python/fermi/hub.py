@@ -64,7 +64,10 @@ def resolve(
         from fermi.demo import model_folder
 
         return model_folder()
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError as error:
+        raise ModelNotFoundError(f"{model}: {error}") from error
     if _is_too_long(path):
         raise ModelNotFoundError(f"there is no folder of so long a name: {model[:80]}…")
     if path.is_dir():

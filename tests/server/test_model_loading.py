@@ -122,6 +122,9 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
         assert str(tmp_path) not in failed.text
         missing = http.post("/v1/models/load", json={"model": f"{tmp_path}/nothing"}, headers=ADMIN)
         assert (missing.status_code, missing.json()["error"]["param"]) == (400, "model")
+        for name in ("x" * 300, "~nobody-of-that-name/x", "a\0b", "alias=", str(tmp_path / "config.json")):
+            reply = http.post("/v1/models/load", json={"model": name}, headers=ADMIN)
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, "model"), reply.text
         assert states(http)["broken"] == ("unloaded", None)
         assert list(states(http)) == ["demo", "broken"]  # what cannot be loaded is not listed
         assert http.get("/ready").status_code == 200

@@ -18,7 +18,7 @@ def model_names(settings: Settings) -> list[str]:
 def split_alias(given: str) -> tuple[str | None, str]:
     """Tell ``alias=source`` apart; a folder that has a = in its name is a source."""
     alias, equals, source = given.partition("=")
-    if equals and alias and source and not Path(given).expanduser().exists():
+    if equals and alias and source and _folder(given) is None:
         return alias, source
     return None, given
 
@@ -26,10 +26,19 @@ def split_alias(given: str) -> tuple[str | None, str]:
 def names_of(given: str) -> tuple[str, frozenset[str]]:
     """What clients call a model: its name, and others that they may use."""
     alias, source = split_alias(given)
-    path = Path(source).expanduser()
-    folder_name = path.resolve().name if path.is_dir() else source
+    folder = _folder(source)
+    folder_name = source if folder is None else folder.resolve().name
     name = alias or folder_name
     return name, frozenset({source, folder_name} - {name})
+
+
+def _folder(source: str) -> Path | None:
+    """The folder that is named, if there is one."""
+    try:
+        path = Path(source).expanduser()
+        return path if path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, of a user who does not exist, or no name at all
+        return None
 
 
 def configured(given: str, settings: Settings, *, alias: str | None = None) -> Entry:

@@ -17,8 +17,8 @@ class LoadBody(Body):
         alias: a further name for it; for a new model the one that it is listed by.
     """
 
-    model: Annotated[str, Field(min_length=1)]
-    alias: Annotated[str, Field(min_length=1, pattern="^[^=]+$")] | None = None
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    alias: Annotated[str, Field(min_length=1, max_length=255, pattern="^[^=]+$")] | None = None
 
 
 class UnloadBody(Body):
