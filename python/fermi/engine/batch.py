@@ -25,14 +25,15 @@ class DecodeArrays:
 
     def __init__(self, size: int, max_blocks: int, block_size: int, groups: int = 1) -> None:
         self._block_size = block_size
-        self._columns: Integers = np.zeros((4 + groups, size), np.int32)
-        self._block_tables: Integers = np.zeros((groups, size, max_blocks), np.int32)
-        token_ids, positions, rope_lengths, context_lengths, *slots = self._columns
+        self._columns: Integers = np.zeros((4, size), np.int32)
+        self._slots: list[Integers] = [np.zeros(size, np.int32) for _ in range(groups)]
+        self._block_tables: list[Integers] = [np.zeros((size, max_blocks), np.int32) for _ in range(groups)]
+        token_ids, positions, rope_lengths, context_lengths = self._columns
         self.batch = Batch(
             token_ids=_C.Tensor.from_numpy(token_ids),
             positions=_C.Tensor.from_numpy(positions),
             rope_lengths=_C.Tensor.from_numpy(rope_lengths),
-            slots=_tensors(slots),
+            slots=_tensors(self._slots),
             query_starts=_C.Tensor.from_numpy(np.arange(size + 1, dtype=np.int32)),
             context_lengths=_C.Tensor.from_numpy(context_lengths),
             block_tables=_tensors(self._block_tables),
@@ -44,7 +45,7 @@ class DecodeArrays:
         self._columns[:3] = np.array([_column(part) for part in work], np.int32).T
         self._columns[3] = self._columns[1] + 1
         for group, block_tables in enumerate(self._block_tables):
-            self._columns[4 + group] = [_slot(part, group, self._block_size) for part in work]
+            self._slots[group][:] = [_slot(part, group, self._block_size) for part in work]
             for row, part in enumerate(work):
                 blocks = part.sequence.tables[group].blocks
                 block_tables[row, : len(blocks)] = blocks
