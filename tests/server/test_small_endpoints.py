@@ -69,7 +69,9 @@ def test_tokenizer_info(toy_server: Running) -> None:
 
 def test_own_documentation(toy_server: Running) -> None:
     with toy_server.http() as http:
-        paths = http.get("/openapi.json").json()["paths"]
+        document = http.get("/openapi.json").json()
+    paths = document["paths"]
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/health"} <= set(paths)
     body = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert "messages" in body["required"]
+    name = body["$ref"].removeprefix("#/components/schemas/")
+    assert "messages" in document["components"]["schemas"][name]["required"]
