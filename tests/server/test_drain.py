@@ -105,6 +105,25 @@ def test_new_connections_are_told_to_go_elsewhere(serve: Serve) -> None:
     assert not server.listener.abandoned
 
 
+def test_responses_in_the_background_are_finished(serve: Serve, tmp_path: Path) -> None:
+    settings = settings_with(response_store=str(tmp_path / "responses.sqlite"))
+    model = Paced(free=False)
+    server = serve(model.served(), settings=settings)
+    try:
+        with server.http() as http:
+            body = {"input": "x", "background": True, "max_output_tokens": 20}
+            name = http.post("/v1/responses", json=body).json()["id"]
+        assert model.entered.acquire(timeout=60)
+        in_loop(server, server.listener.drain)
+    finally:
+        model.let_go()
+    server.thread.join(60)
+    assert not server.thread.is_alive()
+    with serve(Paced().served(), settings=settings).http() as http:
+        kept = http.get(f"/v1/responses/{name}").json()
+    assert (kept["status"], kept["usage"]["output_tokens"]) == ("incomplete", 20)
+
+
 def test_a_second_signal_does_not_wait_for_a_step(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fermi.server.listener.HURRY_S", 0.01)
     model = Paced(free=False)

@@ -95,8 +95,14 @@ class Listener:
         self._draining = asyncio.ensure_future(self._end_when_drained())
 
     async def _end_when_drained(self) -> None:
+        """Wait for the answers, and then for what the engines do in the background, as long as there is time."""
+        ends = self.loop.time() + self.state.settings.openai.drain_ms / 1000
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.state.drained.wait(), self.state.settings.openai.drain_ms / 1000)
+            await asyncio.wait_for(self.state.drained.wait(), ends - self.loop.time())
+        if self._hurries:
+            return
+        left = max(0.0, ends - self.loop.time())
+        await asyncio.gather(*(model.service.stop(left) for model in self.state.models))
         if not self._hurries:
             await self._end(None)
 
