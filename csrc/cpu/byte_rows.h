@@ -39,28 +39,32 @@ FERMI_INLINE float largest_magnitude(const float* x, std::int64_t n) {
 
 /// q = x · inverse, rounded to int8, of n columns; a whole vector may be written. Returns Σ q.
 FERMI_INLINE std::int32_t round_to_bytes(const float* x, std::int64_t n, float inverse, std::int8_t* q) {
-    Vec total = zero();  // of whole numbers: exact
+    IntVec total = repeat(0);
     const auto round = [&](std::int64_t i, Vec value) {
-        const Vec whole_number =
-            minimum(broadcast(127.0F), maximum(broadcast(-127.0F), round_even(value * broadcast(inverse))));
-        store_bytes(q + i, whole_number);
-        total = total + whole_number;
+        const Vec bounded = minimum(broadcast(127.0F), maximum(broadcast(-127.0F), value * broadcast(inverse)));
+        const IntVec whole = to_int(bounded);
+        store_bytes(q + i, whole);
+        total = total + whole;
     };
     std::int64_t i = 0;
     for (; i + Vec::width <= n; i += Vec::width) round(i, load(x + i));
     if (i < n) round(i, load_partial(x + i, static_cast<int>(n - i)));
-    return static_cast<std::int32_t>(sum(total));
+    return sum(total);
 }
 
-/// Columns that are rounded together, before their rows are interleaved.
-inline constexpr std::int64_t rounded_columns = 128;
-
-/// to[step][row] = from[row][step]: four columns of each of `count` rows, where a step of `to` has `rows` of them.
-inline void interleave(std::int8_t* to, std::int64_t rows, const std::int8_t* from, std::int64_t count,
-                       std::int64_t steps) {
-    for (std::int64_t step = 0; step < steps; ++step) {
+/// to[step][row] = from[row][step]: four columns of each of `count` rows, `stride` bytes apart, where a step of `to`
+/// has `rows` of them.
+inline void interleave(std::int8_t* to, std::int64_t rows, const std::int8_t* from, std::int64_t stride,
+                       std::int64_t count, std::int64_t steps) {
+    std::int64_t step = 0;
+#if defined(FERMI_ISA_AVX512)
+    if (count == 8 && rows == 8) {
+        for (; step + 16 <= steps; step += 16) interleave_eight(to + step * 32, from + step * 4, stride);
+    }
+#endif
+    for (; step < steps; ++step) {
         for (std::int64_t i = 0; i < count; ++i) {
-            std::memcpy(to + (step * rows + i) * 4, from + i * rounded_columns + step * 4, 4);
+            std::memcpy(to + (step * rows + i) * 4, from + i * stride + step * 4, 4);
         }
     }
 }
@@ -103,49 +107,20 @@ class ByteRows {
                 reinterpret_cast<const std::int32_t*>(bundle + q_bytes() + group_bytes()) + row};
     }
 
-    /// The columns of a group.
-    Range columns(std::int64_t group) const { return {group * group_, std::min(columns_, (group + 1) * group_)}; }
+    /// Bytes that `fill` wants at `rounded`.
+    std::int64_t rounded_bytes() const { return rows_ == 1 ? 0 : bundle_rows * rounded_stride(); }
 
-    /// Writes a group of some tokens of a bundle, from `first` on: x[i] are its columns of token first + i, which
-    /// become scale · q. All scales are found before anything is rounded, so that they need not wait for each other.
-    void fill(std::int64_t first, std::int64_t count, std::int64_t group, const float* const* x) const {
+    /// Writes `count` tokens of a bundle, from its begin on: x(i) is the row of token first + i, valid until the next
+    /// call. Rows are rounded one after the other, as they lie in memory, and interleaved at the end.
+    template <class Row>
+    void fill(std::int64_t first, std::int64_t count, const Row& x, std::int8_t* rounded) const {
         const Place to = at(first);
-        const Range range = columns(group);
-        auto* q = const_cast<std::int8_t*>(to.q) + range.begin * rows_;
-        auto* scales = const_cast<float*>(to.scales) + group * rows_;
-        auto* sums = const_cast<std::int32_t*>(to.sums) + group * rows_;
-        float inverses[bundle_rows];
+        auto* q = const_cast<std::int8_t*>(to.q);
+        if (rows_ == 1) return round(x(0), q, to);
         for (std::int64_t i = 0; i < count; ++i) {
-            const float most = largest_magnitude(x[i], range.size());
-            inverses[i] = most > 0.0F ? 127.0F / most : 0.0F;
-            scales[i] = most / 127.0F;
+            round(x(i), rounded + i * rounded_stride(), {to.q, to.scales + i, to.sums + i});
         }
-        if (rows_ == 1) {
-            sums[0] = round_to_bytes(x[0], range.size(), inverses[0], q);
-            if (range.end == columns_) std::fill(q + range.size(), q + padded() - range.begin, std::int8_t{0});
-            return;
-        }
-        std::fill_n(sums, count, 0);
-        std::int8_t rounded[bundle_rows * rounded_columns];
-        for (std::int64_t c = range.begin; c < range.end; c += rounded_columns) {
-            const std::int64_t n = std::min(rounded_columns, range.end - c);
-            for (std::int64_t i = 0; i < count; ++i) {
-                sums[i] += round_to_bytes(x[i] + (c - range.begin), n, inverses[i], rounded + i * rounded_columns);
-            }
-            std::int64_t steps = (n + 3) / 4;
-            if (c + n == columns_) {  // zeros meet what pads the weights
-                steps = (padded() - c) / 4;
-                for (std::int64_t i = 0; i < count; ++i) {
-                    std::int8_t* row = rounded + i * rounded_columns;
-                    std::fill(row + n, row + 4 * steps, std::int8_t{0});
-                }
-            }
-            if (count == bundle_rows && rows_ == bundle_rows) {
-                interleave(q + (c - range.begin) * rows_, bundle_rows, rounded, bundle_rows, steps);
-            } else {
-                interleave(q + (c - range.begin) * rows_, rows_, rounded, count, steps);
-            }
-        }
+        interleave(q, rows_, rounded, rounded_stride(), count, padded() / 4);
     }
 
     /// Copies the row of a token of `from`, which has the same columns and groups.
@@ -160,6 +135,20 @@ class ByteRows {
     }
 
   private:
+    /// Rounds a row to q, [padded columns], and writes its scales and sums at `to`.
+    void round(const float* x, std::int8_t* q, const Place& to) const {
+        for (std::int64_t g = 0; g < groups_; ++g) {
+            const std::int64_t begin = g * group_, n = std::min(group_, columns_ - begin);
+            const float most = largest_magnitude(x + begin, n);
+            const_cast<float*>(to.scales)[g * rows_] = most / 127.0F;
+            const_cast<std::int32_t*>(to.sums)[g * rows_] =
+                round_to_bytes(x + begin, n, most > 0.0F ? 127.0F / most : 0.0F, q + begin);
+        }
+        std::fill(q + columns_, q + padded(), std::int8_t{0});
+    }
+
+    /// Rows side by side, apart enough not to drive each other out of the cache.
+    std::int64_t rounded_stride() const { return round_up(padded(), 128) + 64; }
     /// To whole blocks of weights, and of vectors: zeros meet there what pads the weights.
     std::int64_t padded() const { return round_up(columns_, 16); }
     std::int64_t q_bytes() const { return round_up(padded() * rows_, 64); }

@@ -5,7 +5,8 @@
 //   ByteVec  4 · Vec::width bytes; load_bytes(const void*), repeat_bytes(const int8*): the same four in every lane,
 //            low_halves(ByteVec), high_halves(ByteVec): 0 … 15
 //   load_bytes_as_floats(const uint8*): Vec::width bytes, widened
-//   store_bytes(int8*, Vec): whole numbers of at most 127 in magnitude
+//   to_int(Vec): rounded to nearest even, of numbers that int32 holds; IntVec + IntVec, sum(IntVec)
+//   store_bytes(int8*, IntVec): numbers of at most 127 in magnitude
 // and one or two ways to multiply, of which FastByteDot needs `fast_byte_dot_usable()` at run time:
 //   Dot::signed_weights(ByteVec)      int8 weights as `add` wants them, each raised by Dot::raise
 //   Dot::add(w, x, sums)              sums[i] + Σ w[4i + j] · x[4i + j] for j in 0 … 3, w so prepared, x int8

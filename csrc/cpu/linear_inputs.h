@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
 #include "cpu/byte_rows.h"
@@ -144,11 +143,14 @@ class LinearInputs {
 
     RowNorm norm() const { return {norm_->norm, norm_->norm_bias, norm_->norm_kind, norm_->epsilon}; }
 
-    /// A row between its norm and its rounding; of bytes, a group of the rows of a bundle.
+    std::size_t row_floats() const { return float_bytes(rows_.columns) / sizeof(float); }
+
+    /// A row between its norm and its rounding; of bytes, then the rows of a bundle before they are interleaved.
     std::size_t normalized_bytes() const {
-        if (norm_ == nullptr || kind() == InputKind::f32) return 0;
-        if (kind() != InputKind::bytes) return float_bytes(rows_.columns);
-        return float_bytes(rows_.bundle * std::min(rows_.columns, rows_.byte_rows(nullptr).group()));
+        const bool between = norm_ != nullptr && kind() != InputKind::f32;
+        const std::size_t row = between ? float_bytes(rows_.columns) : 0;
+        if (kind() != InputKind::bytes) return row;
+        return row + round_up_size(static_cast<std::size_t>(rows_.byte_rows(nullptr).rounded_bytes()));
     }
 
     void fill(std::byte* rows, std::int64_t token, float* normalized) const {
@@ -161,32 +163,18 @@ class LinearInputs {
         rows_.fill(rows, token, x);
     }
 
-    /// Some tokens, a bundle and of it a group of columns after the other: what they write lies together.
+    /// Some tokens, a bundle after the other.
     void fill_bytes(std::byte* memory, Range tokens, float* normalized) const {
         const ByteRows rows = rows_.byte_rows(memory);
-        const auto x = [&](std::int64_t token) { return x_.data<float>() + token * x_.stride(0); };
+        auto* rounded = reinterpret_cast<std::int8_t*>(normalized + (norm_ == nullptr ? 0 : row_floats()));
         for (std::int64_t first = tokens.begin; first < tokens.end; first += rows.rows()) {
-            const std::int64_t end = std::min(tokens.end, first + rows.rows());
-            std::array<Spread, bundle_rows> spreads;
-            for (std::int64_t t = first; norm_ != nullptr && t < end; ++t) {
-                spreads[static_cast<std::size_t>(t - first)] = Spread(x(t), rows_.columns, norm());
-            }
-            for (std::int64_t g = 0; g < rows.groups(); ++g) {
-                const Range columns = rows.columns(g);
-                const float* parts[bundle_rows];
-                for (std::int64_t t = first; t < end; ++t) {
-                    const float* part = x(t) + columns.begin;
-                    for (std::int64_t i = 0; i < columns.size(); i += 16) prefetch(part + columns.size() + i);
-                    if (norm_ != nullptr) {
-                        float* out = normalized + (t - first) * columns.size();
-                        const Spread& spread = spreads[static_cast<std::size_t>(t - first)];
-                        normalize_part(out, part, columns.begin, columns.size(), spread, norm());
-                        part = out;
-                    }
-                    parts[t - first] = part;
-                }
-                rows.fill(first, end - first, g, parts);
-            }
+            const auto row = [&](std::int64_t i) -> const float* {
+                const float* x = x_.data<float>() + (first + i) * x_.stride(0);
+                if (norm_ == nullptr) return x;
+                normalize(normalized, x, rows_.columns, norm());
+                return normalized;
+            };
+            rows.fill(first, std::min(rows.rows(), tokens.end - first), row, rounded);
         }
     }
 

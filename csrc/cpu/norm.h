@@ -41,50 +41,32 @@ struct Moments {
     }
 };
 
-/// What a row's norm needs of the whole row.
-struct Spread {
-    float mean = 0.0F;     // what is subtracted
-    float inverse = 1.0F;  // what the rest is multiplied by
-
-    Spread() = default;
-    Spread(const float* x, std::int64_t n, const RowNorm& norm) {
-        float squares = 0.0F;  // mean square of what is left
-        if (norm.kind == NormKind::layer) {
-            const Moments moments(x, n);
-            mean = moments.mean;
-            squares = moments.variance;
-        } else {
-            squares = sum_of_squares(x, n) / static_cast<float>(n);
-        }
-        inverse = 1.0F / std::sqrt(squares + norm.epsilon);
+/// out = norm(x); with `add`, out += norm(x). `out` may be x.
+inline void normalize(float* out, const float* x, std::int64_t n, const RowNorm& norm, bool add = false) {
+    float mean = 0.0F, spread = 0.0F;  // what is subtracted; mean square of what is left
+    if (norm.kind == NormKind::layer) {
+        const Moments moments(x, n);
+        mean = moments.mean;
+        spread = moments.variance;
+    } else {
+        spread = sum_of_squares(x, n) / static_cast<float>(n);
     }
-};
-
-/// out = columns [begin, begin + n) of norm(x), where x is those columns; with `add`, out is increased by them. `out`
-/// may be x.
-inline void normalize_part(float* out, const float* x, std::int64_t begin, std::int64_t n, const Spread& spread,
-                           const RowNorm& norm, bool add = false) {
-    const Vec shift = broadcast(spread.mean), inverse = broadcast(spread.inverse);
+    const Vec shift = broadcast(mean), inverse = broadcast(1.0F / std::sqrt(spread + norm.epsilon));
     const auto write = [&](const auto& get, const auto& put, Vec value) { put(out, add ? get(out) + value : value); };
     with_float(norm.weight.dtype(), [&]<class T>(T) {
-        const T* weight = norm.weight.data<T>() + begin;
+        const T* weight = norm.weight.data<T>();
         if (!norm.bias.defined()) {
             return for_vectors(n, [&](const auto& get, const auto& put) {
                 write(get, put, (get(x) - shift) * inverse * get(weight));
             });
         }
         with_float(norm.bias.dtype(), [&]<class B>(B) {
-            const B* bias = norm.bias.data<B>() + begin;
+            const B* bias = norm.bias.data<B>();
             for_vectors(n, [&](const auto& get, const auto& put) {
                 write(get, put, fma((get(x) - shift) * inverse, get(weight), get(bias)));
             });
         });
     });
-}
-
-/// out = norm(x); with `add`, out += norm(x). `out` may be x.
-inline void normalize(float* out, const float* x, std::int64_t n, const RowNorm& norm, bool add = false) {
-    normalize_part(out, x, 0, n, Spread(x, n, norm), norm, add);
 }
 
 }  // namespace fermi::cpu::FERMI_ISA

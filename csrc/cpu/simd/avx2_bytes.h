@@ -33,9 +33,19 @@ FERMI_INLINE ByteVec high_halves(ByteVec a) {
 FERMI_INLINE Vec load_bytes_as_floats(const std::uint8_t* from) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))))};
 }
-FERMI_INLINE void store_bytes(std::int8_t* to, Vec a) {
-    const __m256i whole = _mm256_cvtps_epi32(a.value);
-    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+FERMI_INLINE IntVec to_int(Vec a) {
+    return {_mm256_cvtps_epi32(a.value)};
+}
+FERMI_INLINE IntVec operator+(IntVec a, IntVec b) {
+    return {_mm256_add_epi32(a.value, b.value)};
+}
+FERMI_INLINE std::int32_t sum(IntVec a) {
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(a.value), _mm256_extracti128_si256(a.value, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+FERMI_INLINE void store_bytes(std::int8_t* to, IntVec a) {
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a.value), _mm256_extracti128_si256(a.value, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
 }
 

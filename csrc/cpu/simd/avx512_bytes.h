@@ -33,8 +33,44 @@ FERMI_INLINE ByteVec high_halves(ByteVec a) {
 FERMI_INLINE Vec load_bytes_as_floats(const std::uint8_t* from) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
 }
-FERMI_INLINE void store_bytes(std::int8_t* to, Vec a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.value)));
+FERMI_INLINE IntVec to_int(Vec a) {
+    return {_mm512_cvtps_epi32(a.value)};
+}
+FERMI_INLINE IntVec operator+(IntVec a, IntVec b) {
+    return {_mm512_add_epi32(a.value, b.value)};
+}
+FERMI_INLINE std::int32_t sum(IntVec a) {
+    return _mm512_reduce_add_epi32(a.value);
+}
+FERMI_INLINE void store_bytes(std::int8_t* to, IntVec a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(a.value));
+}
+
+/// to[step][row] = from[row][step] of four bytes each: 8 rows that lie `stride` bytes apart, 16 steps.
+FERMI_INLINE void interleave_eight(std::int8_t* to, const std::int8_t* from, std::int64_t stride) {
+    __m512i rows[8], pairs[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) rows[i] = _mm512_loadu_si512(from + i * stride);
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {  // rows 4 · half …; quarter q of fours[k]: step 4q + k
+        const __m512i* p = pairs + 4 * half;
+        const __m512i fours[4] = {_mm512_unpacklo_epi64(p[0], p[2]), _mm512_unpackhi_epi64(p[0], p[2]),
+                                  _mm512_unpacklo_epi64(p[1], p[3]), _mm512_unpackhi_epi64(p[1], p[3])};
+        std::int8_t* out = to + 16 * half;
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+            const auto at = [&](int quarter) { return reinterpret_cast<__m128i*>(out + (4 * quarter + k) * 32); };
+            _mm_storeu_si128(at(0), _mm512_castsi512_si128(fours[k]));
+            _mm_storeu_si128(at(1), _mm512_extracti32x4_epi32(fours[k], 1));
+            _mm_storeu_si128(at(2), _mm512_extracti32x4_epi32(fours[k], 2));
+            _mm_storeu_si128(at(3), _mm512_extracti32x4_epi32(fours[k], 3));
+        }
+    }
 }
 
 /// AVX512-VNNI. Written as assembly since the library is compiled for machines without the instruction as well, which

@@ -40,8 +40,17 @@ FERMI_INLINE Vec load_bytes_as_floats(const std::uint8_t* from) {
     const uint16x8_t words = vmovl_u8(vcreate_u8(four));
     return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(words)))};
 }
-FERMI_INLINE void store_bytes(std::int8_t* to, Vec a) {
-    const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(a.value));
+FERMI_INLINE IntVec to_int(Vec a) {
+    return {vcvtnq_s32_f32(a.value)};
+}
+FERMI_INLINE IntVec operator+(IntVec a, IntVec b) {
+    return {vaddq_s32(a.value, b.value)};
+}
+FERMI_INLINE std::int32_t sum(IntVec a) {
+    return vaddvq_s32(a.value);
+}
+FERMI_INLINE void store_bytes(std::int8_t* to, IntVec a) {
+    const int16x4_t words = vqmovn_s32(a.value);
     const int8x8_t bytes = vqmovn_s16(vcombine_s16(words, words));
     std::int32_t four = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);
     std::memcpy(to, &four, sizeof four);

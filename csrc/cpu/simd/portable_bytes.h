@@ -41,8 +41,22 @@ FERMI_INLINE ByteVec high_halves(ByteVec a) {
 FERMI_INLINE Vec load_bytes_as_floats(const std::uint8_t* from) {
     return lanes([&](int i) { return static_cast<float>(from[i]); });
 }
-FERMI_INLINE void store_bytes(std::int8_t* to, Vec a) {
-    for (int i = 0; i < Vec::width; ++i) to[i] = static_cast<std::int8_t>(std::nearbyint(a.value[i]));
+FERMI_INLINE IntVec to_int(Vec a) {
+    IntVec result;
+    for (int i = 0; i < Vec::width; ++i) result.value[i] = static_cast<std::int32_t>(std::nearbyint(a.value[i]));
+    return result;
+}
+FERMI_INLINE IntVec operator+(IntVec a, IntVec b) {
+    for (int i = 0; i < Vec::width; ++i) a.value[i] += b.value[i];
+    return a;
+}
+FERMI_INLINE std::int32_t sum(IntVec a) {
+    std::int32_t total = 0;
+    for (const std::int32_t each : a.value) total += each;
+    return total;
+}
+FERMI_INLINE void store_bytes(std::int8_t* to, IntVec a) {
+    for (int i = 0; i < Vec::width; ++i) to[i] = static_cast<std::int8_t>(a.value[i]);
 }
 
 struct PlainByteDot {
