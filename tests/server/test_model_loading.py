@@ -16,9 +16,13 @@ import pytest
 
 from fermi.config import Settings, load_settings
 from fermi.engine.pool import Pool
+from fermi.sampling_params import SamplingParams
 from fermi.server.configured import configured, names_of
+from fermi.server.exchange import Exchange, current
 from fermi.server.loading import load_served
+from fermi.server.prompts import Prompt, engine_request
 from fermi.server.registry import Entry
+from fermi.server.schema.chat import ChatBody
 from server.processes import server_process
 from server.running import Running, Serve, serving
 from server.toy import settings_with, toy_model
@@ -299,3 +303,19 @@ class TestReplicas:
         assert own == {"backend"}
         single = load_served("demo", settings_of())
         assert pool.stats.blocks.total in (single.service.stats.blocks.total, single.service.stats.blocks.total - 1)  # type: ignore[attr-defined]
+
+
+def test_the_time_that_loading_took_is_the_requests() -> None:
+    model = toy_model()
+    body = ChatBody.model_validate({"messages": QUESTION, "timeout": 50.0})
+
+    def deadline(waited_s: float) -> float:
+        token = current.set(Exchange(waited_s=waited_s))
+        try:
+            request = engine_request(model, body, Prompt([1]), SamplingParams(), timeout_ms=60_000)
+        finally:
+            current.reset(token)
+        assert request.deadline is not None
+        return request.deadline
+
+    assert deadline(30.0) < deadline(0.0) - 20

@@ -36,6 +36,7 @@ class Exchange:
         usage: what it has taken so far.
         sampling: what was asked for, where the model generates.
         user: who its client says is behind it.
+        waited_s: seconds of its time that went by until its model was loaded.
         client_left: it did, before the answer was complete.
         log_prompts: their text may be logged.
         record: called once when the request is answered and no model works for it any more, whichever comes later.
@@ -50,6 +51,7 @@ class Exchange:
     usage: Usage | None = None
     sampling: SamplingParams | None = None
     user: str = ""
+    waited_s: float = 0.0
     client_left: bool = False
     log_prompts: bool = False
     record: Callable[[Exchange], None] | None = None

@@ -100,13 +100,11 @@ def token_rules(body: GenerationBody, served: ServedModel, grammar: Grammar | No
         if token_id >= size:
             message = f"allowed_token_ids: token id {token_id} is not in the vocabulary, 0 … {size - 1}"
             raise RequestError(message, param="allowed_token_ids")
-    forbidden: list[list[int]] = []
+    forbidden: dict[tuple[int, ...], None] = {}  # in order, each once
     for word in body.bad_words or ():
         for written in (word.lstrip() or word, " " + word.lstrip()):  # within a text, and as a word of its own
-            token_ids = served.tokenizer.encode(written, add_special_tokens=False)
-            if token_ids not in forbidden:
-                forbidden.append(token_ids)
-    return TokenRules(allowed=body.allowed_token_ids or (), forbidden=forbidden, grammar=grammar)
+            forbidden[tuple(served.tokenizer.encode(written, add_special_tokens=False))] = None
+    return TokenRules(allowed=body.allowed_token_ids or (), forbidden=list(forbidden), grammar=grammar)
 
 
 def room(served: ServedModel, prompt: Prompt, asked: int | None, *, default: int, param: str, field: str) -> int:
@@ -159,7 +157,7 @@ def engine_request(
         prompt_token_ids=prompt.token_ids,
         sampling=params.sampling(max_tokens=params.max_tokens or 0),
         eos_token_ids=served.tokenizer.eos_token_ids,
-        deadline=time.monotonic() + min(limits) if limits else None,
+        deadline=time.monotonic() + min(limits) - exchange().waited_s if limits else None,
         priority=body.priority or 0,
         cache_salt=_salt(exchange().cache_owner, body.cache_salt or ""),
         affinity=_salt(body.prompt_cache_key or ""),

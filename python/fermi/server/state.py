@@ -11,6 +11,7 @@ from fastapi import Request
 
 from fermi.config import Settings
 from fermi.server.errors import NotReadyError
+from fermi.server.exchange import exchange
 from fermi.server.registry import Entry, Kind, Registry
 from fermi.server.residency import Residency
 from fermi.server.served import Served
@@ -100,9 +101,11 @@ class ServerState:
         there.
         """
         self.refuse_unless_serving()
+        asked = time.monotonic()
         while True:
             entry = self.models.answering(name, endpoint)
             served = await self.residency.take(entry, self.time_for(timeout))
+            exchange().waited_s = time.monotonic() - asked
             if isinstance(served, kind) and endpoint in served.endpoints:
                 return served
             # Only now it is known what it is: the next round refuses it, or tries another where none was named.
