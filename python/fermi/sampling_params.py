@@ -14,6 +14,8 @@ from fermi.text.grammar import Choice, GrammarSpec, JsonObject, JsonSchema, Rege
 __all__ = ["SamplingParams", "StructuredOutputs"]
 
 MAX_STOP_STRINGS = 16
+#: More than any vocabulary has; what is beyond does not fit the sampler's numbers.
+MOST_TOKENS = 2**31 - 1
 MAX_LOGPROBS = 20
 
 
@@ -201,7 +203,7 @@ class SamplingParams:
         return Sampling(
             n=self.n,
             temperature=float(self.temperature),
-            top_k=self.top_k,
+            top_k=min(self.top_k, MOST_TOKENS),
             top_p=float(self.top_p),
             min_p=float(self.min_p),
             repetition_penalty=float(self.repetition_penalty),

@@ -180,7 +180,7 @@ class Registry:
         entry = self._by_name.get(name)
         if entry is None:
             served = ", ".join(each.name for each in self._entries)
-            raise ModelNotServedError(f"The model {name!r} is not served here; served: {served}.", param="model")
+            raise ModelNotServedError(f"The model {name!r:.200} is not served here; served: {served}.", param="model")
         return entry
 
     def answering(self, name: str | None, endpoint: str) -> Entry:

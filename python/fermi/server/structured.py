@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fermi.errors import RequestError
 from fermi.server.schema.structured import ResponseFormat, StructuredBody, StructuredOutputs, WrittenGrammar
@@ -114,17 +114,16 @@ def _of_written(grammar: WrittenGrammar) -> GrammarSpec:
         case "regex" if isinstance(value, str):
             return Regex(value)
         case "lark" | "gbnf" if isinstance(value, str):
-            _written("grammar.value", value)  # bounds its length
-            return Lark(value) if grammar.type == "lark" else GBNF(value)
+            return _written("grammar.value", value, grammar.type)
     needed = {"choice": "a list of strings", "json_schema": "an object", "json": "an object"}.get(
         grammar.type, "a string"
     )
     raise RequestError(f"grammar.value: must be {needed} where the type is {grammar.type}", param="grammar.value")
 
 
-def _written(field: str, text: str) -> Lark | GBNF:
+def _written(field: str, text: str, language: Literal["lark", "gbnf"] | None = None) -> Lark | GBNF:
     try:
-        return written_grammar(text)
+        return written_grammar(text, language)
     except RequestError as error:
         raise RequestError(f"{field}: {error}", param=field) from None
 

@@ -146,7 +146,7 @@ class GrammarCompiler:
             if not first.is_error():
                 first.compute_bitmask()
             if first.is_error():
-                raise RequestError(f"the grammar cannot be compiled: {reason_of(first)}")
+                raise RequestError(f"the grammar cannot be compiled: {reason_of(first):.2000}")
         if self._executor is None:
             self._executor = LLExecutor(self._threads)
         return Grammar(self, source, matcher, self._executor)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llguidance import LLMatcher, regex_to_lark
 
@@ -88,13 +88,15 @@ GrammarSpec: TypeAlias = "JsonObject | JsonSchema | Regex | Choice | Lark | GBNF
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 
-def written_grammar(text: str) -> Lark | GBNF:
-    """A grammar whose language shows: rules of GBNF are written with ``::=``, those of Lark with ``:``.
+def written_grammar(text: str, language: Literal["lark", "gbnf"] | None = None) -> Lark | GBNF:
+    """A grammar that a client wrote. Its language shows: rules of GBNF are written with ``::=``, those of Lark with
+    ``:``.
 
     RequestError for one that is too long.
     """
     _bounded(text, "the grammar", MAX_WRITTEN)
-    return GBNF(text) if _GBNF_RULE.search(text) else Lark(text + UNFORCED)
+    is_gbnf = bool(_GBNF_RULE.search(text)) if language is None else language == "gbnf"
+    return GBNF(text) if is_gbnf else Lark(text + UNFORCED)
 
 
 def describe(spec: GrammarSpec) -> str:
