@@ -11,11 +11,17 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fermi.defaults import Defaults
 from fermi.errors import EngineError, QueueFullError
+from fermi.server.messages.schema import MessagesBody
+from fermi.server.responses.schema import ResponseBody
+from fermi.server.schema.body import Body
 from fermi.server.schema.chat import ChatBody
 from fermi.server.schema.completions import CompletionBody
+from fermi.server.schema.embeddings import EmbeddingBody, RerankBody
+from fermi.server.schema.tokenize import DetokenizeBody
 from server.running import Running, Serve
 from server.toy import service_of, settings_with, toy_model
 
@@ -67,6 +73,30 @@ def refused(server: Running, body: object, path: str = CHAT, status: int = 400) 
 def test_malformed_bodies(toy_server: Running, body: bytes) -> None:
     for path in (CHAT, "/v1/completions", "/tokenize", "/detokenize"):
         assert refused(toy_server, body, path)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("schema", "field"),
+    [
+        (schema, field)
+        for schema in (ChatBody, CompletionBody, ResponseBody, MessagesBody, EmbeddingBody, RerankBody, DetokenizeBody)
+        for field in schema.model_fields
+    ],
+)
+def test_complaints_are_few(schema: type[Body], field: str) -> None:
+    """A list of many wrong items is refused at the first: to collect millions of complaints takes minutes."""
+    for items in ([None] * 1000, [[None] * 1000]):
+        with pytest.raises(ValidationError) as caught:
+            schema.model_validate_json(json.dumps({field: items}))
+        assert caught.value.error_count() < 20
+
+
+def test_too_many_entries(toy_server: Running) -> None:
+    for field, body in (
+        ("metadata", {"metadata": {str(number): 1 for number in range(17)}}),
+        ("logit_bias", {"logit_bias": {str(number): "x" for number in range(2**18 + 1)}}),
+    ):
+        assert refused(toy_server, {"messages": HELLO, **body})["param"] == field
 
 
 @pytest.mark.parametrize(

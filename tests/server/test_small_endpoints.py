@@ -58,6 +58,8 @@ def test_tokenize(toy_server: Running) -> None:
         assert http.post("/detokenize", json={"tokens": tokens}).json() == {"prompt": "<s>[user]Hi"}
         for body in ({}, {"prompt": "x", **chat}):
             assert http.post("/tokenize", json=body).json()["error"]["param"] == "prompt"
+        reply = http.post("/detokenize", json={"tokens": [0, 10**6]})  # of which nothing is left out in silence
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "tokens")
 
 
 def test_tokenizer_info(toy_server: Running) -> None:

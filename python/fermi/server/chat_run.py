@@ -202,7 +202,7 @@ async def rendered(
         text = plan.close(text)
         return Prompt(served.tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens)), text)
 
-    return await off_loop(sum(len(str(message.get("content"))) for message in messages), render)
+    return await off_loop(sum(len(str(each)) for each in (*messages, *tools)), render)
 
 
 def check_honourable(body: ChatBody) -> None:

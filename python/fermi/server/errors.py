@@ -163,8 +163,9 @@ def request_error_of(invalid: ValidationError, body: bytes) -> RequestError:
         reason = first["msg"].removeprefix("Invalid JSON: ")
         return RequestError(f"The request body is not valid JSON: {reason}", code="invalid_json")
     # Of the branches of a union the one that came furthest knows best what is wrong.
-    best = max(complaints, key=lambda complaint: len(_path(complaint["loc"], _load(body))))
-    path = _path(best["loc"], _load(body))
+    document = _load(body)
+    best = max(complaints, key=lambda complaint: len(_path(complaint["loc"], document)))
+    path = _path(best["loc"], document)
     param = ".".join(path) or None
     message = best["msg"].removeprefix("Value error, ")
     return RequestError(f"{param}: {message}" if param else f"The request body is wrong: {message}", param=param)

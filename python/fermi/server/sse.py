@@ -121,7 +121,8 @@ class _Wire:
     def _look(self) -> None:
         """Ping if it has been silent; look again when it might be next. One timer serves the whole stream."""
         silence = self._loop.time() - self._last
-        if silence >= self._ping_s and not self._lock.locked():
-            self._pinging = self._loop.create_task(self.send(self._ping))
+        if silence >= self._ping_s:
+            if not self._lock.locked():  # else it is the client that does not read
+                self._pinging = self._loop.create_task(self.send(self._ping))
             silence = 0.0
-        self._timer = self._loop.call_later(max(self._ping_s - silence, 0.05), self._look)
+        self._timer = self._loop.call_later(self._ping_s - silence, self._look)

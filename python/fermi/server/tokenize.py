@@ -58,7 +58,11 @@ async def detokenize(
 ) -> dict[str, str]:
     """The text of token ids."""
     served = await state_of(request).model(body.model)
-    return {"prompt": served.tokenizer.decode(body.tokens, body.skip_special_tokens)}
+    size = served.tokenizer.vocab_size
+    if max(body.tokens, default=0) >= size:
+        raise RequestError(f"tokens: not all are in the vocabulary, 0 … {size - 1}", param="tokens")
+    text = await off_loop(len(body.tokens), lambda: served.tokenizer.decode(body.tokens, body.skip_special_tokens))
+    return {"prompt": text}
 
 
 @router.get("/tokenizer_info")

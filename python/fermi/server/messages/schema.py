@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fermi.server.schema.body import Body
+from fermi.server.schema.body import Body, Many
 from fermi.server.schema.common import Natural, Positive
 
 Display = Literal["summarized", "omitted"]
@@ -17,7 +17,7 @@ class Message(Body):
     """One turn of the conversation; what its blocks hold is looked at where they are translated."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
+    content: str | Many[dict[str, Any]]
 
 
 class Tool(Body):
@@ -89,16 +89,16 @@ class Edit(Body):
 class ContextManagement(Body):
     """How a long conversation is kept short."""
 
-    edits: list[Edit] | None = None
+    edits: Many[Edit] | None = None
 
 
 class Prompted(Body):
     """What makes the prompt."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=100_000)]
-    system: str | list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[Many[Message], Field(min_length=1, max_length=100_000)]
+    system: str | Many[dict[str, Any]] | None = None
+    tools: Many[dict[str, Any]] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -123,7 +123,7 @@ class MessagesBody(Prompted):
 
     max_tokens: Positive
     stream: bool | None = None
-    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None = None
+    stop_sequences: Annotated[Many[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Natural | None = None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Discriminator, Field, Tag
 
 from fermi.errors import RequestError
-from fermi.server.schema.common import Body
+from fermi.server.schema.common import Body, Many
 
 Item = dict[str, Any]  # one that is complete: with its id, its status, and its content as parts
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -57,7 +57,7 @@ Part = Annotated[
     Annotated[Text, Tag("a text")] | Annotated[Refusal, Tag("a refusal")] | Annotated[OtherPart, Tag("another part")],
     Discriminator(_part_kind, custom_error_type="part", custom_error_message="A part must be an object with a type"),
 ]
-Parts = str | list[Part]
+Parts = str | Many[Part]
 
 
 class Message(Body):
@@ -110,8 +110,8 @@ class Reasoning(Body):
     """What a model thought."""
 
     type: Literal["reasoning"]
-    summary: list[SummaryText] = Field(default_factory=list)
-    content: list[ReasoningText] | None = None
+    summary: Many[SummaryText] = Field(default_factory=list)
+    content: Many[ReasoningText] | None = None
     encrypted_content: str | None = None
     id: Name | None = None
     status: Status | None = None

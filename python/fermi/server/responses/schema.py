@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from fermi.errors import RequestError
 from fermi.server.responses.items import InputItem, refuse_unsupported_items
-from fermi.server.schema.common import Body, Positive
+from fermi.server.schema.common import Body, Many, Metadata, Positive
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Summary = Literal["auto", "concise", "detailed"]
@@ -93,7 +93,7 @@ class AllowedTools(Body):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[AllowedTool], Field(min_length=1)]
+    tools: Annotated[Many[AllowedTool], Field(min_length=1)]
 
 
 class OtherChoice(Body):
@@ -171,14 +171,14 @@ class ResponseBody(Body):
     """What to answer, and how; further fields are those of a chat completion: top_k, stop, seed, thinking and so on."""
 
     model: str | None = None
-    input: str | list[InputItem] | None = None
+    input: str | Many[InputItem] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
     background: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Positive | None = None
@@ -188,14 +188,9 @@ class ResponseBody(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: list[Include] | None = None
+    include: Many[Include] | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     user: str | None = None
     safety_identifier: Annotated[str, Field(max_length=64)] | None = None
     prompt_cache_key: str | None = None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fermi.errors import RequestError
+
+Item = TypeVar("Item")
+#: A list of which only the first wrong item is told: to collect the complaints of millions takes minutes.
+Many = Annotated[list[Item], Field(fail_fast=True)]
 
 
 class Body(BaseModel):

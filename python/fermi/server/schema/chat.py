@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from fermi.config import Thinking, parse_thinking
-from fermi.server.schema.common import Body, GenerationBody, Positive
+from fermi.server.schema.common import Body, GenerationBody, Many, Positive
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 ReasoningFormat = Literal["none", "raw", "auto", "deepseek", "parsed", "hidden"]
@@ -32,12 +32,12 @@ class Tool(Body):
 class ChatBody(GenerationBody):
     """A conversation to continue."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[Many[dict[str, Any]], Field(min_length=1)]
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     thinking: Annotated[Thinking, BeforeValidator(parse_thinking)] | None = None
@@ -45,7 +45,7 @@ class ChatBody(GenerationBody):
     reasoning_format: ReasoningFormat | None = None
     include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Many[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BeforeValidator, Field
 
 from fermi.errors import RequestError
 from fermi.server.schema.body import Body as Body
+from fermi.server.schema.body import Many as Many
 from fermi.server.schema.structured import StructuredBody
 
 Positive = Annotated[int, Field(ge=1)]
@@ -17,16 +18,28 @@ TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
+def few(most: int) -> BeforeValidator:
+    """Refuses an object of too many entries before it is told what is wrong with each of millions."""
+
+    def look(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise ValueError(f"holds {len(value)} entries, at most {most} are taken")
+        return value
+
+    return BeforeValidator(look)
+
+
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], few(16)]
+#: More than vocabularies have of tokens.
+MAX_BIASES = 2**18
+Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], few(MAX_BIASES)]
 
 
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_many), Field(max_length=16)]
+Stops = Annotated[Many[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_many), Field(max_length=16)]
 
 
 class StreamOptions(Body):
@@ -54,10 +67,10 @@ class GenerationBody(StructuredBody):
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = Field(
         None, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
     )
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     seed: Seed | None = None
     stop: Stops | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Many[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     min_tokens: Natural | None = None
@@ -65,8 +78,10 @@ class GenerationBody(StructuredBody):
     timeout: Annotated[float, Field(gt=0)] | None = None  # seconds, queue included
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None  # lower runs first
     cache_salt: Annotated[str, Field(min_length=1)] | None = None  # prompts share cached blocks only with equal salt
-    allowed_token_ids: list[TokenId] | None = None
-    bad_words: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=1024)] | None = None
+    allowed_token_ids: Many[TokenId] | None = None
+    bad_words: Annotated[Many[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=1024)] | None = (
+        None
+    )
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None  # the last so many; -1: as many as fit
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None

@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from fermi.server.schema.common import GenerationBody, Natural
+from fermi.server.schema.common import GenerationBody, Many, Natural
 
-Prompts = str | list[str] | list[int] | list[list[int]]  # which token ids there are only the engine knows
+Prompts = str | Many[str] | Many[int] | Many[Many[int]]  # which token ids there are only the engine knows
 
 
 class CompletionBody(GenerationBody):

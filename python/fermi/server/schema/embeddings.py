@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from fermi.server.schema.common import Body, Positive
+from fermi.server.schema.common import Body, Many, Positive
 
 #: Items of one request, as OpenAI has it.
 MAX_INPUTS = 2048
@@ -20,9 +20,9 @@ def few_inputs(value: object) -> object:
     return value
 
 
-Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
-Tokens = Annotated[list[int], Field(min_length=1)]
-ManyTokens = Annotated[list[list[int]], Field(min_length=1, max_length=MAX_INPUTS)]
+Texts = Annotated[Many[str], Field(min_length=1, max_length=MAX_INPUTS)]
+Tokens = Annotated[Many[int], Field(min_length=1)]
+ManyTokens = Annotated[Many[Many[int]], Field(min_length=1, max_length=MAX_INPUTS)]
 
 
 class EncodingBody(Body):
@@ -77,7 +77,7 @@ class RerankBody(EncodingBody):
     """A query, and documents to bring into the order in which they answer it."""
 
     query: str
-    documents: Annotated[list[str | TextDocument], Field(min_length=1)]
+    documents: Annotated[Many[str | TextDocument], Field(min_length=1)]
     top_n: Positive | None = None
     return_documents: bool | None = None
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
-from fermi.server.schema.body import Body
+from fermi.server.schema.body import Body, Many
 
 Schema = dict[str, Any]
-Choices = Annotated[list[str], Field(min_length=1)]
+Choices = Annotated[Many[str], Field(min_length=1)]
 
 
 class NamedSchema(Body):

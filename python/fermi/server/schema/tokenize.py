@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fermi.server.schema.chat import Tool
-from fermi.server.schema.common import Body, TokenId
+from fermi.server.schema.common import Body, Many, TokenId
 
 
 class TokenizeBody(Body):
@@ -15,8 +15,8 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[Many[dict[str, Any]], Field(min_length=1)] | None = None
+    tools: Many[Tool] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -28,5 +28,5 @@ class DetokenizeBody(Body):
     """Token ids."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Many[TokenId]
     skip_special_tokens: bool = False
