@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.test_service import ScriptedEngine
+from engine.test_service import ScriptedEngine, acquired
 from fermi.engine.blocks import block_key, root_key
 from fermi.engine.pool import SLACK, Pool, Replica
 from fermi.engine.sampling import Sampling
@@ -148,3 +148,20 @@ async def test_counts_are_summed_and_the_end_ends_all() -> None:
         assert not replicas.pool.ready
         with pytest.raises(EngineDownError):
             replicas.pool.submit(request_of("late", 1))
+
+
+async def test_a_replica_that_crashes_starts_anew_while_the_others_work() -> None:
+    async with Replicas(2, max_restarts=1) as replicas:
+        crashing, pool = replicas.engines[0], replicas.pool
+        crashing.failure, crashing.resets = SystemError("what nobody foresaw"), [None]
+        assert replicas.submit(1, 2) == 0
+        crashing.permits.release(1)
+        await acquired(crashing.resetting)
+        assert pool.alive
+        assert not pool.ready
+        assert [replicas.submit(1, 2) for _ in range(2)] == [1, 1]
+        crashing.may_reset.release()
+        while not pool.ready:
+            await asyncio.sleep(0)
+        assert pool.restarts == 1
+        assert replicas.submit(1, 2) == 0
