@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import structlog
@@ -100,11 +101,21 @@ def test_an_id_that_would_break_a_log_is_replaced(serve: Serve, log: Log, given:
     assert log.of("GET /v1/models")[0]["request_id"] == made
 
 
-def test_paths_cannot_forge_lines(serve: Serve, log: Log) -> None:
-    with serve(toy_model()).http() as http:
-        http.get("/x%0A%7B%22message%22:%22forged%22%7D")
-    wait_for(log.getvalue)
-    assert len(log.getvalue().splitlines()) == len(log.lines) == 1
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_paths_cannot_forge_lines(serve: Serve, log: Log, form: Literal["json", "text"]) -> None:
+    configure_logging(LogSettings(level="debug", format=form), log)
+    server = serve(toy_model())
+    with server.http() as http:
+        http.get("/x%0A%7B%22message%22:%22forged%22%7D%1B[2J?key=hidden")
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60) as connection:
+        connection.sendall(b"GET /y\x9b2J HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        while connection.recv(4096):
+            pass
+    wait_for(lambda: log.getvalue().count("\n") >= 2)
+    assert len(log.getvalue().splitlines()) == 2
+    assert log.getvalue().isascii()
+    assert "\x1b[2J" not in log.getvalue()
+    assert "hidden" not in log.getvalue()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -159,7 +170,7 @@ def test_for_people(serve: Serve) -> None:
     try:
         stream = Log(terminal=True)
         configure_logging(LogSettings(), stream)
-        logger().info("hello", answer=42)
+        logger().info("hello", answer=42, name="\x1b[2J")
         logging.getLogger("other").warning("from below")
         logger().debug("not shown")
     finally:
@@ -167,6 +178,8 @@ def test_for_people(serve: Serve) -> None:
         logging.getLogger().handlers[:] = handlers
     shown = stream.getvalue()
     assert "hello" in shown
+    assert "\\x1b[2J" in shown
+    assert "\x1b[2J" not in shown
     assert "from below" in shown
     assert "not shown" not in shown
     assert not shown.lstrip("\x1b[2m").startswith("{")

@@ -56,7 +56,12 @@ def _in_order(logger: object, method: str, event: structlog.typing.EventDict) ->
 def _for_people(stream: TextIO) -> structlog.dev.ConsoleRenderer:
     # A plain traceback: one that shows local variables would show prompts and keys.
     plain = structlog.dev.plain_traceback
-    return structlog.dev.ConsoleRenderer(event_key="message", colors=stream.isatty(), exception_formatter=plain)
+    return structlog.dev.ConsoleRenderer(
+        event_key="message",
+        colors=stream.isatty(),
+        exception_formatter=plain,
+        repr_native_str=True,  # values may be a client's: nothing in them commands a terminal
+    )
 
 
 def logger() -> Any:

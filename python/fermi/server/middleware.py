@@ -75,7 +75,7 @@ class Requests:
         except ClientDisconnect:  # before its request was complete
             exchange.client_left = True
         except Exception as error:
-            self._log.exception("request failed", request_id=request_id, path=scope["path"])
+            self._log.exception("request failed", request_id=request_id, path=_shown(scope))
             if not status:
                 await failure_of(error).response()(scope, receive, send_with_id)
         finally:
@@ -93,7 +93,7 @@ class Requests:
         if usage is not None and exchange.sampling is not None:
             used["completion_tokens"] = usage.completion_tokens
         (self._log.debug if path in QUIET else self._log.info)(
-            f"{scope['method']} {path}",
+            f"{scope['method']} {_shown(scope)}",
             request_id=exchange.request_id,
             status=status,
             duration_ms=round(1000 * seconds, 1),
@@ -145,3 +145,8 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
     return new_id()
+
+
+def _shown(scope: Scope) -> str:
+    """The path as it was sent: in the log nothing of it is a line's end, or a terminal's command."""
+    return (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0].decode("ascii", "backslashreplace")
