@@ -240,7 +240,7 @@ class CompletionReply:
             return
         if self.body.echo and scores.offset == 0 and number in of_prompts:
             scores.add_prompt(self.prompts[number].token_ids, of_prompts[number])
-        scores.add(piece.logprobs)
+        scores.add([*piece.logprobs, *piece.stop_logprobs])  # harnesses count on one for each token that was drawn
 
     def _scores(self) -> CompletionLogprobs | None:
         return (

@@ -28,6 +28,7 @@ class Piece:
         texts: what became certain with each token and, when the choice has ended, without one.
         stopped_by: the stop string that ended the choice.
         token_ids: all that came, a stop token included.
+        stop_logprobs: of the stop token, which is not part of the text.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Piece:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     stopped_by: str | None = None
     token_ids: Sequence[int] = ()
+    stop_logprobs: Sequence[TokenLogprobs] = ()
 
     @property
     def text(self) -> str:
@@ -125,12 +127,15 @@ class Choice:
         if ended_by_token:  # not part of the text
             ids, logprobs = ids[:-1], logprobs[: len(ids) - 1]
         texts: list[str] = []
+        stop_logprobs: Sequence[TokenLogprobs] = ()
         for token_id in ids:
             texts.append(self._text.push([token_id]))
             if self._text.stopped_by is not None:  # what the engine made since then is not part of the reply
                 break
         else:
-            texts += [""] * ended_by_token
+            if ended_by_token:
+                texts.append("")
+                stop_logprobs = (event.logprobs or [])[len(ids) :]
         tokens = len(texts)
         finish_reason = None
         if event.finish_reason is not None and self._text.stopped_by is None:
@@ -148,6 +153,7 @@ class Choice:
             event.prompt_logprobs,
             self._text.stopped_by,
             event.token_ids[:tokens],
+            stop_logprobs,
         )
 
 
