@@ -149,4 +149,5 @@ def _request_id(scope: Scope) -> str:
 
 def _shown(scope: Scope) -> str:
     """The path as it was sent: in the log nothing of it is a line's end, or a terminal's command."""
-    return (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0].decode("ascii", "backslashreplace")
+    sent: bytes = scope.get("raw_path") or scope["path"].encode()
+    return sent.partition(b"?")[0].decode("ascii", "backslashreplace")
