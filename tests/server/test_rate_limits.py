@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from fermi.engine.event import Event
+from fermi.server.limits import Minutes
 from server.running import Running, Serve
 from server.toy import service_of, settings_with, toy_embedder, toy_model
 
@@ -30,8 +32,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    for module in ("fermi.server.limits", "limits.storage.memory"):
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(time=clock.time))
+    monkeypatch.setattr("fermi.server.limits.time", SimpleNamespace(time=clock.time))
     return clock  # type: ignore[return-value]
 
 
@@ -140,3 +141,22 @@ def test_texts_to_embed_are_counted(serve: Serve) -> None:
         assert limits_of(first, "tokens")[1] == "3"
         check_refused(http.post("/v1/embeddings", json={"input": "abcd"}), "requested 4", 60)
         assert http.post("/v1/embeddings", json={"input": "abc"}).status_code == 200
+
+
+def test_clients_that_do_not_come_again_are_forgotten(clock: Clock) -> None:
+    counts = Minutes()
+    for number in range(1000):
+        counts.incr(f"client {number}", 60)
+    assert counts.get("client 7") == 1
+    clock.now += 61
+    counts.incr("another", 60)
+    assert counts.get("client 7") == 0
+    assert counts.reset() == 1  # the other thousand were forgotten before
+
+
+def test_limiting_needs_no_thread(serve: Serve) -> None:
+    with serve(toy_model(), settings=settings_with(requests_per_minute=9)).http() as http:
+        complete(http)
+        before = set(threading.enumerate())
+        complete(http)
+        assert set(threading.enumerate()) <= before

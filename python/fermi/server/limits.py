@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
+from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,11 +14,71 @@ from fermi.config import OpenAISettings
 from fermi.server.errors import RateLimitError, failure_of
 from fermi.server.exchange import exchange
 
+SWEEP_S = 60.0
+
+
+class Minutes(Storage):
+    """Counts in memory that are forgotten when their time is over.
+
+    limits' own starts a thread with a timer to forget; here each minute's first count does it for all.
+    """
+
+    STORAGE_SCHEME = None
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[int, float]] = {}  # each with the end of its time
+        self._swept = time.time()
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """What may be raised."""
+        return ValueError
+
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        """Count; the first count begins a time of ``expiry`` seconds."""
+        now = time.time()
+        if now >= self._swept + SWEEP_S:
+            self._swept = now
+            self._counts = {each: count for each, count in self._counts.items() if count[1] > now}
+        count, end = self._counts.get(key, (0, 0.0))
+        if end <= now:
+            count, end = 0, now + expiry
+        self._counts[key] = (count + amount, end)
+        return count + amount
+
+    def decr(self, key: str, amount: int) -> None:
+        """Take back."""
+        count, end = self._counts.get(key, (0, 0.0))
+        self._counts[key] = (max(0, count - amount), end)
+
+    def get(self, key: str) -> int:
+        """The count so far."""
+        count, end = self._counts.get(key, (0, 0.0))
+        return count if end > time.time() else 0
+
+    def get_expiry(self, key: str) -> float:
+        """When its time is over."""
+        return max(self._counts.get(key, (0, 0.0))[1], time.time())
+
+    def check(self) -> bool:
+        """It is always there."""
+        return True
+
+    def reset(self) -> int | None:
+        """Forget everything."""
+        forgotten = len(self._counts)
+        self._counts.clear()
+        return forgotten
+
+    def clear(self, key: str) -> None:
+        """Forget a count."""
+        self._counts.pop(key, None)
+
 
 class Budget:
     """How much of one thing every client may use in a minute that begins with its first use."""
 
-    def __init__(self, name: str, per_minute: int, storage: MemoryStorage, refused: Callable[[str], None]) -> None:
+    def __init__(self, name: str, per_minute: int, storage: Minutes, refused: Callable[[str], None]) -> None:
         """``refused`` hears the name when a client meets its limit."""
         self.name = name
         self.per_minute = per_minute
@@ -82,7 +142,7 @@ class RateLimits:
 
     def __init__(self, app: ASGIApp, settings: OpenAISettings, refused: Callable[[str], None]) -> None:
         """``refused`` hears which limit a request met."""
-        storage = MemoryStorage()
+        storage = Minutes()
         self._app = app
         self._requests, self._tokens = (
             Budget(name, per_minute, storage, refused) if per_minute else None
