@@ -22,11 +22,13 @@ GENERATING: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": HELLO, "max_tokens": 500, "n": 2},
     "/v1/completions": {"prompt": [PROMPT, PROMPT], "max_tokens": 500},
     "/v1/responses": {"input": PROMPT, "max_output_tokens": 500},
+    "/v1/messages": {"model": "paced", "messages": HELLO, "max_tokens": 500},
 }
 ENCODING: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": ["abc"] * 100},
     "/v1/rerank": {"query": "abc", "documents": ["abc"] * 100},
     "/v1/score": {"text_1": "abc", "text_2": ["abc"] * 100},
+    "/v1/similarity": {"source_sentence": "abc", "sentences": ["abc"] * 100},
 }
 
 
