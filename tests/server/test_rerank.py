@@ -131,6 +131,7 @@ def test_models_that_cannot_say_where_they_answer(server: Running) -> None:
         ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
         ("/v1/rerank", {"query": "a", "documents": [1]}, "documents"),
         ("/v1/rerank", {"query": "a", "documents": [{"title": "b"}]}, "documents"),
+        ("/v1/rerank", {"query": "a" * 2**20, "documents": ["b"] * 16}, "documents"),  # 16 MiB of text of 1 MiB
         ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, "top_n"),
         ("/v1/rerank", {"query": "a", "documents": ["b"], "max_tokens_per_doc": 5}, "max_tokens_per_doc"),
         ("/v1/score", {"text_1": "a"}, "text_2"),
@@ -139,7 +140,7 @@ def test_models_that_cannot_say_where_they_answer(server: Running) -> None:
         ("/v1/score", {"text_1": "a", "text_2": []}, "text_2"),
         ("/v1/score", {"text_1": "a", "text_2": "x" * 65}, "text_2"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:80],
 )
 def test_wrong_bodies_name_the_field(server: Running, path: str, body: dict[str, Any], param: str) -> None:
     error = refused(server, path, model="cross", **body)

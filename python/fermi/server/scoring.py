@@ -24,6 +24,9 @@ router = APIRouter(tags=["scores"])
 
 RERANK, SCORE = "/v1/rerank", "/v1/score"
 
+#: Of all pairs of one request together.
+MAX_CHARACTERS = 2**24
+
 
 @router.post(RERANK, openapi_extra=documented(RerankBody))
 @router.post("/rerank", include_in_schema=False)
@@ -94,6 +97,10 @@ async def _scores(
     """The score of each pair, and what was computed for them. ``param`` names the documents' field."""
     sentences, limit = served.sentences, length_limit(served, body, cut=cut)
     pairs = pairs_of(queries, documents)
+    characters = sum(len(query) + len(document) for query, document in pairs)
+    if served.scores_pairs and characters > MAX_CHARACTERS:  # a long query before each of many documents
+        message = f"{param}: the pairs hold {characters} characters, at most {MAX_CHARACTERS} are taken at once"
+        raise RequestError(message, param=param)
 
     def encode() -> list[Encoded]:
         if served.scores_pairs:
@@ -103,7 +110,7 @@ async def _scores(
             *sentences.encode(documents, prompt=sentences.prompt(role="document"), max_length=limit, param=param),
         ]
 
-    encoded = await off_loop(sum(len(query) + len(document) for query, document in pairs), encode)
+    encoded = await off_loop(characters, encode)
     rows = await rows_of(served, encoded, body, request, state, param=param)
     if not served.scores_pairs:
         return cosine(rows[: len(queries)], rows[len(queries) :]).tolist(), encoded

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from fermi.server.schema.body import Body, Many
-from fermi.server.schema.common import Natural, Positive
+from fermi.server.schema.common import Natural, Positive, Stops
 
 Display = Literal["summarized", "omitted"]
 
@@ -123,7 +123,7 @@ class MessagesBody(Prompted):
 
     max_tokens: Positive
     stream: bool | None = None
-    stop_sequences: Annotated[Many[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None = None
+    stop_sequences: Stops | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Natural | None = None

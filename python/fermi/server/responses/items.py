@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import random
 import zlib
@@ -268,12 +269,13 @@ def turns(items: Iterable[tuple[Item, str]], instructions: str | None, *, though
     found = list(items)
     last_user = max((at for at, (item, _) in enumerate(found) if item.get("role") == "user"), default=-1)
     answered = {item["call_id"] for item, _ in found if item["type"] == "function_call_output"}
-    made = [Turn({"role": "system", "content": instructions}, "instructions")] if instructions else []
+    lead = list(itertools.takewhile(lambda each: each[0].get("role") in SYSTEM, found))
+    made = _system(lead, instructions)
     names: dict[str, str] = {}
-    for at, (item, origin) in enumerate(found):
+    for at, (item, origin) in enumerate(found[len(lead) :], len(lead)):
         kind = item["type"]
         if kind == "message" and item["role"] != "assistant":
-            _add_said(made, item, origin)
+            made.append(_said(item, origin))
         elif kind == "message":
             _assistant(made, origin, fresh=("content",))["content"] = _joined(item["content"])
         elif kind == "reasoning":
@@ -296,14 +298,19 @@ def turns(items: Iterable[tuple[Item, str]], instructions: str | None, *, though
     return made
 
 
-def _add_said(made: list[Turn], item: Item, origin: str) -> None:
+def _system(items: Iterable[tuple[Item, str]], instructions: str | None) -> list[Turn]:
+    """Instructions and the system messages at the beginning as one message, if there are any."""
+    made = [Turn({"role": "system", "content": instructions}, "instructions")] if instructions else []
+    made += [_said(item, origin) for item, origin in items]
+    if len(made) < 2:
+        return made
+    content = "\n\n".join(_joined(turn.message["content"]) for turn in made)
+    return [Turn({"role": made[0].message["role"], "content": content}, made[0].origin)]
+
+
+def _said(item: Item, origin: str) -> Turn:
     """A message of a user, or of the system."""
-    content = _content(item["content"])
-    if made and item["role"] in SYSTEM and all(turn.message["role"] in SYSTEM for turn in made):
-        before = made[-1].message
-        before["content"] = f"{_joined(before['content'])}\n\n{_joined(content)}"
-    else:
-        made.append(Turn({"role": item["role"], "content": content}, origin))
+    return Turn({"role": item["role"], "content": _content(item["content"])}, origin)
 
 
 def _tool_message(item: Item, names: dict[str, str], origin: str) -> dict[str, Any]:

@@ -85,22 +85,21 @@ async def input_tokens(body: ResponseBody, conversation: Conversation, state: Se
 
 async def _shortened(body: ResponseBody, found: list[Turn], state: ServerState) -> list[Turn]:
     """The conversation without as few of its oldest turns as leave room for a reply; as it is where none would."""
-    shorter = beginnings(found)
-    low, high = 0, len(shorter)
+    lead = next((at for at, turn in enumerate(found) if turn.message["role"] not in ("system", "developer")), 0)
+    users = [at for at in range(lead + 1, len(found)) if found[at].message["role"] == "user"]
+
+    def shorter(number: int) -> list[Turn]:
+        """Without the turns before one of a user, but for the system's."""
+        return [*found[:lead], *found[users[number] :]]
+
+    low, high = 0, len(users)
     while low < high:  # by halves: each try costs the reading of a long prompt
         middle = (low + high) // 2
-        read = await read_chat(_chat_of(body, shorter[middle]), state, PATH)
+        read = await read_chat(_chat_of(body, shorter(middle)), state, PATH)
         limit = read.served.max_model_len
         reply = body.max_output_tokens or min(read.served.defaults.max_tokens, limit // 4)
         low, high = (low, middle) if len(read.prompt.token_ids) + reply <= limit else (middle + 1, high)
-    return shorter[low] if low < len(shorter) else (shorter or [found])[-1]
-
-
-def beginnings(found: list[Turn]) -> list[list[Turn]]:
-    """The conversation without its first turn, its first two, and so on: each begins with a user, after the system."""
-    lead = next((at for at, turn in enumerate(found) if turn.message["role"] not in ("system", "developer")), 0)
-    users = [at for at in range(lead + 1, len(found)) if found[at].message["role"] == "user"]
-    return [[*found[:lead], *found[at:]] for at in users]
+    return shorter(min(low, len(users) - 1)) if users else found
 
 
 async def _started(body: ResponseBody, found: list[Turn], state: ServerState) -> ChatRun:

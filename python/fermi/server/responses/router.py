@@ -160,21 +160,20 @@ async def _conversation(body: ResponseBody, responses: Responses, owner: str) ->
     if isinstance(body.input, str):
         given = [(Message(role="user", content=body.input), "input")]
     own: list[tuple[Item, str]] = []
+    known: dict[str, Item] = {}
     for item, where in given:
         if isinstance(item, ItemReference):
-            own.append((await _referred(item.id, where, own, responses, owner), where))
+            meant = known.get(item.id) or await _kept(item.id, where, responses, owner)
         else:
-            own.append((complete(item, where), where))
+            meant = complete(item, where)
+        known.setdefault(meant["id"], meant)
+        own.append((meant, where))
     return Conversation(body.instructions, history, own)
 
 
-async def _referred(
-    item_id: str, where: str, own: Sequence[tuple[Item, str]], responses: Responses, owner: str
-) -> Item:
-    """The item of an id: one of the same input, or one that is kept."""
-    found = next((item for item, _ in own if item["id"] == item_id), None)
-    if found is None and responses.store is not None:
-        found = await responses.store.item(owner, item_id)
+async def _kept(item_id: str, where: str, responses: Responses, owner: str) -> Item:
+    """The item of an id that a reference in the input means."""
+    found = None if responses.store is None else await responses.store.item(owner, item_id)
     if found is None:
         message = f"Item with id {item_id!r} not found: only items of responses that are stored can be referred to."
         raise RequestError(message, param=f"{where}.id", code="item_not_found")

@@ -39,7 +39,10 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Stops = Annotated[Many[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_many), Field(max_length=16)]
+MAX_STOP = 4096  # characters
+Stops = Annotated[
+    Many[Annotated[str, Field(min_length=1, max_length=MAX_STOP)]], BeforeValidator(_one_or_many), Field(max_length=16)
+]
 
 
 class StreamOptions(Body):
