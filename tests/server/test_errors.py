@@ -95,7 +95,7 @@ def test_too_many_and_too_long(toy_server: Running) -> None:
     for field, body in (
         ("metadata", {"metadata": {str(number): 1 for number in range(17)}}),
         ("logit_bias", {"logit_bias": {str(number): "x" for number in range(2**18 + 1)}}),
-        ("stop.0", {"stop": "x" * 5000}),
+        ("stop", {"stop": "x" * 5000}),
         ("bad_words.0", {"bad_words": ["x" * 300]}),
     ):
         assert refused(toy_server, {"messages": HELLO, **body})["param"] == field
