@@ -91,6 +91,23 @@ def test_complaints_are_few(schema: type[Body], field: str) -> None:
         assert caught.value.error_count() < 20
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "x" * 10**5},
+        {"messages": [{"role": "user", "content": [{"type": "x" * 10**5}]}]},
+        {"metadata": {"x" * 10**5: 1}},
+        {"tool_choice": {"type": "x" * 10**5}, "tools": [{"type": "function", "function": {"name": "f"}}]},
+    ],
+    ids=lambda body: next(iter(body)),
+)
+def test_errors_do_not_repeat_what_is_long(toy_server: Running, body: dict[str, Any]) -> None:
+    with toy_server.http() as http:
+        reply = http.post(CHAT, json={"messages": HELLO, **body})
+    assert reply.status_code in (400, 404)
+    assert len(json.dumps(check_envelope(reply))) < 10_000
+
+
 def test_too_many_and_too_long(toy_server: Running) -> None:
     for field, body in (
         ("metadata", {"metadata": {str(number): 1 for number in range(17)}}),

@@ -25,6 +25,8 @@ from fermi.errors import (
 )
 
 RETRY_WHILE_DOWN_S = 2.0
+#: Characters of a message or a field's name; what a client wrote may stand in them.
+LONGEST_TEXT = 4096
 #: By status, what Anthropic's API calls an error.
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -79,15 +81,15 @@ class Failure(NamedTuple):
     @property
     def body(self) -> dict[str, Any]:
         """The envelope."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": error}
+        param = None if self.param is None else _cut(self.param)
+        return {"error": {"message": _cut(self.message), "type": self.type, "param": param, "code": self.code}}
 
     def body_for(self, path: str) -> dict[str, Any]:
         """The envelope as clients of this path know it."""
         if not speaks_anthropic(path):
             return self.body
         kind = _ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        return {"type": "error", "error": {"type": kind, "message": _cut(self.message)}}
 
     def response(self) -> Response:
         """The whole answer."""
@@ -187,6 +189,10 @@ def _of_http(error: HTTPException) -> Failure:
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     return Failure(error.status_code, message.get(error.status_code, str(error.detail)), kind, None, code, headers)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def _retry_after(seconds: float) -> dict[str, str]:
