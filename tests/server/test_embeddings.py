@@ -159,7 +159,8 @@ def test_each_model_answers_on_its_own_endpoints(server: Running) -> None:
     for path, body in (("/v1/chat/completions", {"messages": message}), ("/v1/completions", {"prompt": "Hi"})):
         error = refused(server, path, model="toy-embedder", **body)
         assert error["param"] == "model"
-        assert "is an embedding model: it answers on /v1/embeddings, /v1/rerank, /v1/score, /v1/similarity, not" in error["message"]
+        answers = "is an embedding model: it answers on /v1/embeddings, /v1/rerank, /v1/score, /v1/similarity, not"
+        assert answers in error["message"]
     assert refused(server, status=404, model="other", input="Hello")["code"] == "model_not_found"
 
 
@@ -280,7 +281,9 @@ def test_keys_and_body_limits_hold_here_too(serve: Serve) -> None:
 
 def test_the_endpoints_are_documented(server: Running) -> None:
     with server.http() as http:
-        paths = http.get("/openapi.json").json()["paths"]
+        document = http.get("/openapi.json").json()
+    paths = document["paths"]
     assert {PATH, "/v1/rerank", "/v1/score"} <= set(paths)
     body = paths[PATH]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert "input" in body["required"]
+    schema = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
+    assert "input" in schema["required"]
