@@ -297,8 +297,8 @@ class OpenAISettings(FrontDoor):
     max_queue_tokens: Count = setting(2**22, "Tokens of prompts that may wait; further ones get 429.")
     stream_slowdown: Annotated[Number, Field(ge=0)] = setting(
         1.9,
-        "How many times longer the prompts of others may make a stream wait for its tokens, above 1; 0 is no bound and "
-        "the shortest time to the first token.",
+        "How many times longer the prompts of others may make a stream wait for its tokens, above 1, until half of a "
+        "prompt's time is over; 0 is no bound and the shortest time to the first token.",
         env="FERMI_STREAM_SLOWDOWN",
     )
     drain_ms: Limit = setting(30000, "Time that running requests have to finish after SIGTERM.")

@@ -47,9 +47,9 @@ class Scheduler:
     """Plans steps and takes in their results. It has no tensors, no clock and no device.
 
     Sequences that draw a token come first, one token each; prompts share what the budget leaves, in chunks, and less
-    where those that draw would wait too long (see `Pace`). When blocks run out, the last in order (priority, then
-    arrival) gives up its blocks and is computed again later, so the first in order always advances and every request
-    ends.
+    where those that draw would wait too long (see `Pace`) and the prompts' deadlines are far. When blocks run out, the
+    last in order (priority, then arrival) gives up its blocks and is computed again later, so the first in order always
+    advances and every request ends.
 
     Where no group of layers sees everything, a prompt may be longer than the pool (see `Holdings`).
     """
@@ -160,7 +160,7 @@ class Scheduler:
             self._make_room(self._running[0], plan)  # before the others take what there is
         self._drawing = self._schedule_decodes(plan)
         room = self.limits.max_num_batched_tokens - self._drawing
-        self._schedule_prefills(plan, self._pace.budget(self._drawing, room))
+        self._schedule_prefills(plan, room if self._hurries(now) else self._pace.budget(self._drawing, room))
         self._step_began = now
         self._steps += bool(plan.work)
         self._step_sequences += len(plan.work)
@@ -168,6 +168,15 @@ class Scheduler:
             if work.sequence.group.started is None:
                 work.sequence.group.started = now
         return plan
+
+    def _hurries(self, now: float) -> bool:
+        """Whether half of the time of a prompt is over: streams do not hold it up any more, lest it end without a
+        token."""
+        for sequence in (*self._running, *self._waiting[:1]):
+            deadline = sequence.group.request.deadline
+            if deadline is not None and not sequence.decodes and 2 * now > sequence.group.arrival + deadline:
+                return True
+        return False
 
     def _schedule_decodes(self, plan: Plan) -> int:
         """One token of every sequence that has one left to compute; returns how many."""
