@@ -69,6 +69,7 @@ class EventStream(Response):
         try:
             async with hang_up(receive, self._cancel):
                 async for event in self._events:
+                    await asyncio.sleep(0)  # all streams of a step write in a row: only the first wakes their client
                     await wire.send(event)
         except Exception as error:
             if not wire.started:
