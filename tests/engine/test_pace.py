@@ -38,9 +38,9 @@ def test_nobody_waits_for_a_token_where_nobody_draws() -> None:
 
 
 def test_chunks_as_long_as_the_time_that_a_step_leaves() -> None:
-    """100 ms alone and 2 ms for a token: 40 tokens make a step 1.8 times as long."""
-    taken = steps(Pace(1.8), 200, 0.1, lambda tokens: tokens * 0.002)[20:]
-    assert max(tokens for tokens, _ in taken) == 40
+    """100 ms alone and 1 ms for a token: 80 tokens make a step 1.8 times as long."""
+    taken = steps(Pace(1.8), 200, 0.1, lambda tokens: tokens * 0.001)[20:]
+    assert max(tokens for tokens, _ in taken) == 80
     assert max(seconds for _, seconds in taken) <= 0.18 + 1e-9
     assert mean(taken) > 0.17, "prompts must get what they may have"
 
@@ -70,11 +70,11 @@ def test_prompts_never_starve() -> None:
 def test_what_a_step_alone_takes_is_measured_ever_again() -> None:
     """Texts grow and with them the steps that only draw: what prompts may add grows, too."""
     pace = Pace(2.0)
-    early = steps(pace, 60, 0.1, lambda tokens: tokens * 0.002)
-    late = steps(pace, 8 * ALONE_EVERY, 0.4, lambda tokens: tokens * 0.002)
-    assert max(tokens for tokens, _ in early) == 48
-    assert late[-1][0] in (0, 192)
-    assert max(tokens for tokens, _ in late[-ALONE_EVERY:]) == 192
+    early = steps(pace, 60, 0.1, lambda tokens: tokens * 0.001)
+    late = steps(pace, 8 * ALONE_EVERY, 0.4, lambda tokens: tokens * 0.001)
+    assert max(tokens for tokens, _ in early) == 96
+    assert late[-1][0] in (0, 384)
+    assert max(tokens for tokens, _ in late[-ALONE_EVERY:]) == 384
 
 
 def test_steps_that_nobody_notices_are_not_cut() -> None:

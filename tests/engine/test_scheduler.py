@@ -22,6 +22,7 @@ from engine.fake_runner import (
     tokens_of,
 )
 from fermi.engine.event import Event
+from fermi.engine.pace import LEAST
 from fermi.errors import ContextLengthError, RequestError
 
 
@@ -51,22 +52,22 @@ def test_a_prompt_is_computed_once_for_n_sequences() -> None:
 
 def test_a_prompt_whose_time_runs_out_is_not_held_up() -> None:
     """A step takes a second for each of its tokens: a prompt gets few beside a stream, until half its time is over."""
-    scheduler = make(budget=32, length=200, stream_slowdown=2.0)
+    scheduler = make(blocks=256, budget=128, length=400, stream_slowdown=2.0)
     runner = FakeRunner(scheduler)
-    scheduler.add(request("stream", prompt_of(2), max_tokens=150), 0.0)
+    scheduler.add(request("stream", prompt_of(2), max_tokens=390), 0.0)
     taken: list[tuple[float, int]] = []
     events: list[Event] = []
     now = 0.0
     while "prompt" not in {event.request_id for event in events}:
         if len(taken) == 4:
-            scheduler.add(request("prompt", prompt_of(120, seed=1), max_tokens=1, deadline=240.0 - now), now)
+            scheduler.add(request("prompt", prompt_of(330, seed=1), max_tokens=1, deadline=600.0 - now), now)
         plan = scheduler.schedule(now)
         taken.append((now, plan.tokens - 1))
         now += plan.tokens
         events += scheduler.commit(plan, runner.run(plan), now)
     taken = taken[4:]
-    assert max(tokens for began, tokens in taken if began <= 120) < 31
-    assert max(tokens for began, tokens in taken if began > 120) == 31
+    assert max(tokens for began, tokens in taken if began <= 300) == LEAST
+    assert max(tokens for began, tokens in taken if began > 300) > LEAST
     assert [event.finish_reason for event in events if event.request_id == "prompt"] == ["length"]
 
 

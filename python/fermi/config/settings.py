@@ -296,7 +296,7 @@ class OpenAISettings(FrontDoor):
     max_queue: Count = setting(1024, "Requests that may wait; further ones get 429.")
     max_queue_tokens: Count = setting(2**22, "Tokens of prompts that may wait; further ones get 429.")
     stream_slowdown: Annotated[Number, Field(ge=0)] = setting(
-        1.9,
+        1.7,
         "How many times longer the prompts of others may make a stream wait for its tokens, above 1, until half of a "
         "prompt's time is over; 0 is no bound and the shortest time to the first token.",
         env="FERMI_STREAM_SLOWDOWN",

@@ -8,8 +8,8 @@ __all__ = ["Pace"]
 
 #: Steps as short as this never make a stream stutter: 50 tokens a second.
 UNNOTICED_S = 0.02
-#: Tokens of prompts in a step, at the least: fewer cost as much, as each reads all keys and values before it.
-LEAST = 8
+#: Tokens of prompts in a step, at the least: fewer cost nearly as much, as each step reads all keys and values before.
+LEAST = 64
 #: Every so manieth step leaves prompts aside, so that the time of one that only draws is known as of now.
 ALONE_EVERY = 16
 #: Prompts wait for no more steps than this, whatever a step with them took.
